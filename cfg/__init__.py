@@ -1,0 +1,1 @@
+"""Model, distillation and data set configuration files shipped with the package."""

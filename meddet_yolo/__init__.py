@@ -1,0 +1,1 @@
+"""MedDet: multi-teacher feature distillation of Ultralytics YOLO detectors with nmODE² heads."""

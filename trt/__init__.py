@@ -1,0 +1,1 @@
+"""TensorRT: build, prove, run and time the engine of a student."""
