@@ -1,0 +1,212 @@
+"""Frozen teachers: any Ultralytics detector, run up to its neck."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from meddet_yolo.distill.distiller import DetectorOutput
+
+__all__ = ["Teacher", "check_same_classes", "neck_features", "probe_neck"]
+
+
+def neck_features(layers: Sequence[nn.Module], taps: Sequence[int], images: Tensor) -> list[Tensor]:
+    """Run a YAML-built network layer by layer and return the maps that its head would read.
+
+    Args:
+        layers: The network's layers without its head, each with Ultralytics' routing attributes `i` and `f`.
+        taps: Indices of the layers whose outputs are wanted, fine to coarse.
+        images: Images of shape (B, C, H, W), values in [0, 1].
+
+    Returns:
+        One map of shape (B, C_l, H_l, W_l) a tap, in the order of `taps`.
+    """
+    needed = set(taps)
+    for layer in layers:
+        sources = (layer.f,) if isinstance(layer.f, int) else layer.f
+        needed.update(source for source in sources if source != -1)
+    outputs: dict[int, Tensor] = {}
+    x: Tensor | list[Tensor] = images
+    for index, layer in enumerate(layers):
+        if isinstance(layer.f, int):
+            x = x if layer.f == -1 else outputs[layer.f]
+        else:
+            x = [x if source == -1 else outputs[source] for source in layer.f]  # type: ignore[misc]  # -1 is a map here
+        x = layer(x)
+        if index in needed:
+            outputs[index] = x  # type: ignore[assignment]  # layers that return lists are never tapped
+    return [outputs[tap] for tap in taps]
+
+
+def _split_head(model: nn.Module) -> tuple[nn.Sequential, list[int]]:
+    """Return a detector's layers without its head, and the indices of the maps that the head reads."""
+    layers = getattr(model, "model", None)
+    if not isinstance(layers, nn.Sequential) or len(layers) < 2:
+        raise TypeError(
+            f"Expected an Ultralytics detection model (a module with a `model` Sequential), got {type(model).__name__}"
+        )
+    head = layers[-1]
+    sources = getattr(head, "f", None)
+    if not isinstance(sources, (list, tuple)):
+        raise TypeError(
+            f"The last layer of {type(model).__name__} is {type(head).__name__}, which does not read several neck maps; "
+            "expected a detection head"
+        )
+    return layers[:-1], [source if source >= 0 else len(layers) - 1 + source for source in sources]
+
+
+@torch.no_grad()
+def probe_neck(model: nn.Module) -> tuple[list[int], list[float]]:
+    """Return the channels and strides of the neck maps that a detector's head reads.
+
+    The model runs once on a blank image in eval mode, so that the answer is right for any backbone and neck; its
+    training mode is restored.
+
+    Args:
+        model: An Ultralytics detection model.
+
+    Returns:
+        Channels and strides (input pixels per map cell), fine to coarse.
+
+    Raises:
+        TypeError: If the model has no head that reads several neck maps.
+    """
+    layers, taps = _split_head(model)
+    parameter = next(model.parameters())
+    size = 2 * max(int(torch.as_tensor(getattr(model, "stride", 32.0)).max()), 32)
+    blank = torch.zeros(1, _input_channels(model), size, size, device=parameter.device, dtype=parameter.dtype)
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        maps = neck_features(layers, taps, blank)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return [m.shape[1] for m in maps], [size / m.shape[-2] for m in maps]
+
+
+def _input_channels(model: nn.Module) -> int:
+    """Return the number of image channels that a detector expects."""
+    yaml = getattr(model, "yaml", None)
+    return int(yaml.get("channels", 3)) if isinstance(yaml, Mapping) else 3
+
+
+def check_same_classes(teacher: Mapping[int, str], data: Mapping[int, str], name: str) -> None:
+    """Refuse a teacher whose classes are not those of the data set.
+
+    Args:
+        teacher: The teacher's class names by index. Placeholder names ("0", "1", ...), as an untrained model has them,
+            are checked by count alone.
+        data: The data set's class names by index.
+        name: What to call the teacher in the message.
+
+    Raises:
+        ValueError: If the number of classes or the names differ.
+
+    Examples:
+        >>> check_same_classes({0: "normal", 1: "herniation"}, {0: "Normal", 1: "herniation"}, "a.pt")
+    """
+    if len(teacher) != len(data):
+        raise ValueError(
+            f"Teacher {name} has {len(teacher)} classes {list(teacher.values())}, but the data set has {len(data)} "
+            f"{list(data.values())}; train the teacher on this data set's classes"
+        )
+    if all(str(index) == str(label) for index, label in teacher.items()):
+        return
+    given, expected = (
+        [str(names[i]).strip().lower() for i in sorted(names)] for names in (dict(teacher), dict(data))
+    )
+    if given != expected:
+        raise ValueError(
+            f"Teacher {name} was trained on the classes {list(teacher.values())}, but the data set has "
+            f"{list(data.values())} (same names in the same order are expected); train the teacher on this data set's "
+            "classes"
+        )
+
+
+class Teacher:
+    """A frozen detector that gives its neck maps.
+
+    Not a module, so that no optimizer, EMA, checkpoint or DDP wrapper can pick its weights up by accident. The model is
+    copied, fused (batch normalisation folded into convolutions), set to eval mode, laid out channels-last and cut off
+    before its head: feature distillation needs no predictions, and the head is a quarter of a small detector's work.
+
+    Args:
+        model: Any Ultralytics detection model (YOLOv5u to YOLO26, RT-DETR, ours), trained.
+        name: What to call it in messages, e.g. its file.
+        imgsz: Input size in pixels of the longer image side; None takes the student's images as they are.
+
+    Attributes:
+        channels: Channels of the neck maps, fine to coarse.
+        strides: Their strides in pixels of the teacher's input.
+        names: Class names by index.
+
+    Raises:
+        TypeError: If the model is not a detector with a multi-level neck.
+        ValueError: If `imgsz` is not positive.
+
+    Examples:
+        >>> import torch
+        >>> from ultralytics.nn.tasks import DetectionModel
+        >>> teacher = Teacher(DetectionModel("yolo11n.yaml", nc=2, verbose=False), name="yolo11n")
+        >>> [tuple(feat.shape) for feat in teacher(torch.zeros(1, 3, 64, 64)).feats]
+        [(1, 64, 8, 8), (1, 128, 4, 4), (1, 256, 2, 2)]
+    """
+
+    def __init__(self, model: nn.Module, name: str = "teacher", imgsz: int | None = None) -> None:
+        if imgsz is not None and imgsz <= 0:
+            raise ValueError(f"Expected teacher_imgsz > 0 for {name}, got {imgsz}")
+        _split_head(model)
+        copied = deepcopy(model).float().eval()
+        if hasattr(copied, "fuse"):
+            copied = copied.fuse(verbose=False)
+        copied.requires_grad_(False)
+        self.name = name
+        self.imgsz = imgsz
+        self.names: dict[int, str] = dict(getattr(model, "names", {}))
+        self.image_channels = _input_channels(copied)
+        self.channels, self.strides = probe_neck(copied)
+        self.layers, self._taps = _split_head(copied)
+        self.layers = self.layers.to(memory_format=torch.channels_last)
+
+    def to(self, device: torch.device | str) -> Teacher:
+        """Move the weights to a device."""
+        self.layers.to(device)
+        return self
+
+    def _resize(self, images: Tensor) -> Tensor:
+        """Scale images (B, C, H, W) so that the longer side is `imgsz`, rounded to the coarsest stride."""
+        if self.imgsz is None:
+            return images
+        stride = int(max(self.strides))
+        height, width = images.shape[-2:]
+        scale = self.imgsz / max(height, width)
+        size = [max(stride, math.ceil(side * scale / stride - 1e-6) * stride) for side in (height, width)]
+        if size == [height, width]:
+            return images
+        return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=scale < 1)
+
+    def _match_channels(self, images: Tensor) -> Tensor:
+        """Turn grey images into colour or colour into grey where the teacher was trained on the other."""
+        given = images.shape[1]
+        if given == self.image_channels:
+            return images
+        if self.image_channels == 1:
+            return images.mean(1, keepdim=True)
+        if given == 1:
+            return images.expand(-1, self.image_channels, -1, -1)
+        raise ValueError(
+            f"Teacher {self.name} expects images of {self.image_channels} channels, got {given}; "
+            "set `channels` in the data set's YAML to the teacher's"
+        )
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> DetectorOutput:
+        """Return the neck maps of a batch of images of shape (B, C, H, W), values in [0, 1]."""
+        images = self._resize(self._match_channels(images)).contiguous(memory_format=torch.channels_last)
+        return DetectorOutput(feats=neck_features(self.layers, self._taps, images))

@@ -1,0 +1,52 @@
+"""`MedDet`: an Ultralytics `YOLO` that distils when teachers are given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ultralytics import YOLO
+
+from meddet_yolo import registry
+from meddet_yolo.trainer import DistillTrainer
+
+__all__ = ["MedDet"]
+
+registry.register()
+
+
+class MedDet(YOLO):
+    """A detector with every method of `ultralytics.YOLO`, whose `train` takes teachers.
+
+    Args:
+        model: A shipped model name ("meddet-n.yaml"), any Ultralytics detection YAML, or a checkpoint.
+        task: As in `YOLO`; detection is what distillation supports.
+        verbose: Whether to print the model's layers.
+
+    Examples:
+        >>> from meddet_yolo import MedDet
+        >>> model = MedDet("meddet-n.yaml")
+        >>> model.task
+        'detect'
+        >>> model.train(data="d.yaml", teachers=["a.pt", "b.pt"], epochs=100, imgsz=512)  # doctest: +SKIP
+    """
+
+    @property
+    def task_map(self) -> dict[str, dict[str, Any]]:
+        """Map each task to its classes, with our trainer for detection."""
+        tasks = super().task_map
+        tasks["detect"] = {**tasks["detect"], "trainer": DistillTrainer}
+        return tasks
+
+    def tune(self, *args: Any, **kwargs: Any) -> Any:
+        """Tune hyperparameters without teachers, as `YOLO.tune` does.
+
+        Raises:
+            ValueError: If teachers are given: Ultralytics' tuner starts the stock command, which would train without
+                them and say nothing.
+        """
+        if kwargs.get("teachers"):
+            raise ValueError(
+                "tune() trains by the stock `yolo` command and would silently leave the teachers out; "
+                "tune without teachers=, then distil with the settings it finds"
+            )
+        return super().tune(*args, **kwargs)
