@@ -1,1 +1,1 @@
-"""."""
+"""Images and labels: reading, converting and generating them."""

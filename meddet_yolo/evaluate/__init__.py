@@ -1,1 +1,1 @@
-"""."""
+"""Measuring detectors and laying them side by side."""

@@ -1,0 +1,90 @@
+"""Shared fixtures, and the surroundings every test runs in: no network, no settings of the user's, no integrations.
+
+Ultralytics reads its settings while it is imported, so the environment is set before anything imports it.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+_CONFIG_DIR = tempfile.mkdtemp(prefix="meddet-tests-")
+atexit.register(shutil.rmtree, _CONFIG_DIR, ignore_errors=True)
+os.environ.update(
+    YOLO_CONFIG_DIR=_CONFIG_DIR,
+    YOLO_OFFLINE="true",
+    YOLO_AUTOINSTALL="false",
+    MPLBACKEND="Agg",
+    WANDB_MODE="disabled",
+    OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "2"),
+)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from ultralytics import settings  # noqa: E402
+from ultralytics.nn.tasks import DetectionModel  # noqa: E402
+from ultralytics.utils import DEFAULT_CFG_DICT, YAML  # noqa: E402
+from ultralytics.utils.checks import check_yaml  # noqa: E402
+
+torch.set_num_threads(min(torch.get_num_threads(), 2))
+settings.update({key: False for key, value in settings.items() if isinstance(value, bool)})
+
+# Stock layouts of two families, narrower than any scale that is shipped, so that a training step takes milliseconds.
+_TINY_LAYOUTS = {"yolov8": [0.33, 0.125, 1024], "yolo11": [0.50, 0.1875, 1024]}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data.yaml of a few drawn 64-px spine images: 6 for training, 2 for validation, classes herniation, normal."""
+    from meddet_yolo.data.phantom import generate_phantom
+
+    return generate_phantom(tmp_path_factory.mktemp("tiny") / "data", patients=4, imgsz=64, slices=2)
+
+
+@pytest.fixture(scope="session")
+def tiny_teachers(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Checkpoints of two tiny detectors of different family and width for the classes of `tiny_data`.
+
+    They are not trained; their batch statistics are set on the data, so that their features are of a normal size.
+    """
+    import cv2
+
+    names = YAML.load(tiny_data)["names"]
+    files = sorted((tiny_data.parent / "images" / "train").glob("*.png"))
+    images = torch.stack([torch.from_numpy(cv2.imread(str(f))).permute(2, 0, 1) for f in files]).float() / 255
+    folder = tmp_path_factory.mktemp("teachers")
+    paths = []
+    for seed, (layout, scale) in enumerate(_TINY_LAYOUTS.items()):
+        torch.manual_seed(seed)
+        config = YAML.load(check_yaml(f"{layout}.yaml"))
+        config.update(scales={"n": scale}, scale="n")
+        model = DetectionModel(config, nc=len(names), verbose=False)
+        model.names, model.nc = names, len(names)
+        model.task = "detect"
+        model.train()
+        with torch.no_grad():
+            for _ in range(20):
+                model(images)
+        paths.append(folder / f"{layout}-tiny.pt")
+        train_args = {**DEFAULT_CFG_DICT, "task": "detect", "model": f"{layout}.yaml", "imgsz": 64}
+        torch.save({"epoch": -1, "ema": None, "model": model.half().eval(), "train_args": train_args}, paths[-1])
+    return paths
+
+
+@pytest.fixture(scope="session")
+def spider() -> Path:
+    """The data.yaml of the real spine MRI data set where it stands beside the repository."""
+    data = Path(__file__).resolve().parents[2] / "shared" / "data" / "spider_disc2" / "data.yaml"
+    if not data.is_file():
+        pytest.skip("the spine MRI data set is not beside the repository")
+    return data
