@@ -121,7 +121,7 @@ def _make_room(root: Path) -> None:
 
 def _draw_anatomy(rng: np.random.Generator) -> _Anatomy:
     """Draw one patient. Every patient has at least one disc of each class."""
-    pitch = rng.uniform(0.145, 0.185)
+    pitch = rng.uniform(0.165, 0.205)
     top = rng.uniform(0.05, 0.12)
     discs = int((0.97 - top) / pitch) + 1
     herniated = rng.random(discs) < 0.4
@@ -183,7 +183,7 @@ def _render(
     for number in range(-1, len(anatomy.herniated) + 1):
         y = anatomy.top + shift_y + (number + 0.5) * anatomy.pitch
         x, slope = centre(y)
-        body = _rounded((x, y), (width, 0.76 * anatomy.pitch), slope, 0.18)
+        body = _rounded((x, y), (width, 0.74 * anatomy.pitch), slope, 0.18)
         _fill(image, body, anatomy.bone * rng.uniform(0.93, 1.07))
 
     boxes = []
@@ -191,7 +191,7 @@ def _render(
         y = anatomy.top + shift_y + number * anatomy.pitch
         x, slope = centre(y)
         mask = np.zeros((side, side), np.uint8)
-        height = 0.24 * anatomy.pitch * (rng.uniform(1.0, 1.15) if not herniated else 0.95 - 0.25 * severity)
+        height = 0.27 * anatomy.pitch * (rng.uniform(1.0, 1.15) if not herniated else 0.95 - 0.25 * severity)
         _fill(mask, _rounded((x, y), (0.98 * width, height), slope, 0.45), 1)
         value = anatomy.disc * rng.uniform(0.95, 1.05)
         if herniated:

@@ -1,0 +1,416 @@
+"""The `meddet` command: `yolo`'s grammar, with teachers.
+
+What this command does not know it hands to Ultralytics' own, with our model files and layers registered. Every failure
+is one line on the standard error stream and a non-zero exit code; `MEDDET_TRACEBACK=1` shows where it came from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MODES = ("train", "val", "predict", "export")
+_REQUIRED = {
+    "train": {
+        "model": "what to train, for example model=meddet-n.yaml",
+        "data": "the data set, for example data=d.yaml",
+    },
+    "val": {"model": "the checkpoint to validate, for example model=best.pt"},
+    "predict": {
+        "model": "the checkpoint to predict with, for example model=best.pt",
+        "source": "an image, a folder or a video, for example source=images/",
+    },
+    "export": {"model": "the checkpoint to export, for example model=best.pt"},
+}
+_OTHER_FAMILIES = ("rtdetr", "fastsam", "sam_", "sam2_", "sam2.1_", "sam3", "mobile_sam", "yolo_nas")
+_MESSAGE_LIMIT = 300
+
+HELP = """\
+meddet: distil several YOLO detectors into one small one, inside Ultralytics
+
+  meddet train   model=meddet-n.yaml teachers=[a.pt,b.pt] data=d.yaml epochs=100 imgsz=512
+  meddet train   cfg=recipe.yaml imgsz=640      a recipe file holds any keys; the command line wins
+  meddet train   model=runs/detect/train/weights/last.pt resume=True
+  meddet val     model=best.pt data=d.yaml
+  meddet predict model=best.pt source=images/
+  meddet export  model=best.pt format=onnx
+
+  meddet quickstart [out=DIR] [device=cpu]      the whole job on drawn images, in under ten minutes
+  meddet phantom out=DIR [patients=24] [seed=0] [imgsz=160]      only draw the images
+  meddet settings [key=value | reset]           Ultralytics' settings
+  meddet version | checks | help
+
+Without teachers= it trains as `yolo` does. All arguments of `yolo` work: `meddet cfg` lists them. Distillation adds
+  teachers=       checkpoints to learn from: [a.pt,b.pt], a.pt,b.pt or a.pt (quote [ ] in zsh)
+  fusion=         lwff, sum or concat           guard=          reconstruction, detection or none
+  dist_weight=    weight of feature distillation                adv_weight=   weight of the adversarial term
+  distill_warmup= epochs until both are at full weight          trust=true    load a teacher that is no plain checkpoint
+and more, each described in the README and in the commented recipe `cfg=default.yaml`.
+What meddet does not know (track, benchmark, other tasks, ...) goes to Ultralytics.
+For research only: this is no medical device."""
+
+
+class UsageError(Exception):
+    """The command line itself is wrong; exit code 2."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name; by default those of the process.
+
+    Returns:
+        Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+
+    Examples:
+        >>> main(["trian"])
+        2
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _dispatch(args)
+    except KeyboardInterrupt as interrupt:
+        print(f"\nmeddet: {interrupt or 'interrupted'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output is gone, as in `meddet help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("MEDDET_TRACEBACK", "0").lower() not in {"", "0", "false"}:
+            traceback.print_exc()
+        print(f"meddet: error: {describe(error)}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def describe(error: BaseException) -> str:
+    r"""Return an exception as one line for a reader who does not know the code.
+
+    Examples:
+        >>> describe(ValueError("teacher a.pt has 3 classes,\n  expected 2"))
+        'teacher a.pt has 3 classes, expected 2'
+    """
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error))
+    text = re.sub(r"[\u2190-\u21ff\u2300-\u23ff\u2600-\u27bf\u2b00-\u2bff\ufe0f\U0001f000-\U0001faff]", "", text)
+    text = " ".join(text.split())
+    if not isinstance(error, (UsageError, OSError, RuntimeError, SyntaxError, ValueError)) or not text:
+        text = f"{type(error).__name__}: {text}".rstrip(": ")
+    if len(text) > _MESSAGE_LIMIT:
+        text = f"{text[:_MESSAGE_LIMIT].rsplit(' ', 1)[0]} ... (MEDDET_TRACEBACK=1 shows all of it)"
+    return text
+
+
+# choosing a command ---------------------------------------------------------------------------------------------------
+
+
+def _dispatch(args: list[str]) -> None:
+    """Find out whose command this is and run it."""
+    word = args[0].lstrip("-") if args else "help"
+    own: dict[str, Callable[[list[str]], None]] = {
+        "help": lambda _: print(HELP),
+        "h": lambda _: print(HELP),
+        "version": lambda _: _print_versions(),
+        "settings": _settings,
+        "phantom": _phantom,
+        "quickstart": _quickstart,
+    }
+    if word in own:
+        own[word](args[1:])
+        return
+    from ultralytics.cfg import MODES as THEIR_MODES
+    from ultralytics.cfg import TASKS
+
+    words, options = _parse(args)
+    cfg = options.pop("cfg", None)
+    options = {**(_recipe(cfg) if cfg is not None else {}), **options}
+    task = next((w for w in words if w in TASKS), options.get("task") or "detect")
+    mode = next((w for w in words if w in THEIR_MODES), options.get("mode"))
+    if mode in MODES and task == "detect" and not _is_other_family(options.get("model")):
+        _run_mode(mode, [w for w in words if w not in (mode, task)], options)
+    elif mode is None and words[:1] and not _is_theirs(words[0]):
+        known = (*own, *THEIR_MODES, *TASKS, "checks", "cfg")
+        raise UsageError(f"{words[0]!r} is no command: {_nearest(words[0], known)} (`meddet help` lists them)")
+    elif mode is None and not words:
+        raise UsageError(f"no command given: add one of {', '.join(MODES)} (`meddet help` shows examples)")
+    else:
+        _pass_on(args)
+
+
+def _is_other_family(model: Any) -> bool:
+    """Return whether a model file's name is of a family that Ultralytics builds with a class of its own."""
+    return any(part in Path(str(model)).stem.lower() for part in _OTHER_FAMILIES)
+
+
+def _is_theirs(word: str) -> bool:
+    """Return whether Ultralytics' command has a special command of this name."""
+    return word.lower() in {"checks", "cfg", "copy-cfg", "login", "logout", "solutions", "hub"}
+
+
+def _pass_on(args: list[str]) -> None:
+    """Run Ultralytics' own command in this process."""
+    from ultralytics.cfg import entrypoint
+
+    saved = sys.argv[:]
+    sys.argv[:] = [saved[0] if saved else "meddet", *args]  # in place: Ultralytics keeps a reference to this list
+    try:
+        with _without_their_help():
+            entrypoint()
+    except SystemExit as exit_:
+        if exit_.code not in (None, 0):
+            raise RuntimeError(str(exit_.code)) from exit_
+    finally:
+        sys.argv[:] = saved
+
+
+@contextmanager
+def _without_their_help() -> Iterator[None]:
+    """Keep Ultralytics from logging the whole help text of `yolo` before it raises an error."""
+    from ultralytics.cfg import CLI_HELP_MSG
+    from ultralytics.utils import LOGGER
+
+    def keep(record: Any) -> bool:
+        return record.msg is not CLI_HELP_MSG
+
+    LOGGER.addFilter(keep)
+    try:
+        yield
+    finally:
+        LOGGER.removeFilter(keep)
+
+
+# reading arguments ----------------------------------------------------------------------------------------------------
+
+
+def _parse(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Split arguments into words and options, values converted as `yolo` does.
+
+    Examples:
+        >>> _parse(["train", "teachers=[a.pt,", "b.pt]", "imgsz", "=", "256", "trust"])
+        (['train'], {'teachers': ['a.pt', 'b.pt'], 'imgsz': 256, 'trust': True})
+    """
+    from ultralytics.cfg import merge_equals_args, parse_key_value_pair
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    from meddet_yolo.distill.config import DistillConfig
+
+    flags = {k for k, v in {**DEFAULT_CFG_DICT, **DistillConfig.defaults()}.items() if isinstance(v, bool)}
+    words: list[str] = []
+    options: dict[str, Any] = {}
+    try:
+        merged = merge_equals_args(list(args))
+    except SyntaxError as error:
+        raise UsageError(describe(error)) from error
+    for argument in merged:
+        argument = argument.removeprefix("--").removesuffix(",")
+        if "=" not in argument:
+            if argument in flags:
+                options[argument] = True
+            else:
+                words.append(argument)
+            continue
+        try:
+            key, value = parse_key_value_pair(argument)
+        except AssertionError as error:
+            raise UsageError(f"{argument!r} has no value: write {argument}VALUE") from error
+        if not key:
+            raise UsageError(f"{argument!r} has no key: write key=value")
+        options[key] = _listed(value) if key == "teachers" else value
+    return words, options
+
+
+def _listed(value: Any) -> Any:
+    """Return an unquoted list, `[a.pt,b.pt]` or `a.pt,b.pt`, as a list; anything else as it is."""
+    if not isinstance(value, str):
+        return list(value) if isinstance(value, tuple) else value
+    if value.startswith("[") and value.endswith("]"):
+        value = value[1:-1]
+    return [part for part in (p.strip().strip("'\"") for p in value.split(",")) if part]
+
+
+def _recipe(cfg: Any) -> dict[str, Any]:
+    """Read a recipe: a YAML file, or the bare name of one that the package ships."""
+    import yaml
+
+    import meddet_yolo.cfg
+
+    shipped = Path(meddet_yolo.cfg.__file__).parent / "distill"
+    path = Path(str(cfg)).expanduser()
+    if not path.is_file() and path.name == str(cfg):
+        path = shipped / path.with_suffix(".yaml").name
+    if not path.is_file():
+        names = ", ".join(sorted(p.name for p in shipped.glob("*.yaml")))
+        raise FileNotFoundError(f"cfg={cfg}: no such file, and no recipe that is shipped ({names})")
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"cfg={cfg} is no valid YAML: {describe(error)}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"cfg={cfg} must hold 'key: value' lines, got a {type(recipe).__name__}")
+    recipe.pop("cfg", None)
+    return {str(k): v for k, v in recipe.items()}
+
+
+def _nearest(name: str, valid: Collection[str]) -> str:
+    """Return the end of a message about an unknown name: the nearest valid one, or all of a few."""
+    near = difflib.get_close_matches(name, valid, 1, 0.5)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"valid are {', '.join(sorted(valid))}" if len(valid) < 20 else "see `meddet help`"
+
+
+def _check_keys(mode: str, options: dict[str, Any]) -> None:
+    """Refuse unknown keys; keys that Ultralytics has renamed get their new name in place."""
+    from ultralytics.cfg import check_dict_alignment
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    from meddet_yolo.distill.config import DistillConfig
+
+    ours = DistillConfig.keys()
+    valid = {*DEFAULT_CFG_DICT, "augmentations", "save_dir"} | (ours if mode == "train" else set())
+    for key in options:
+        if key in ours and key not in valid:
+            raise UsageError(f"{key}= is an argument of `meddet train`, not of `meddet {mode}`")
+    try:
+        with _without_their_help():
+            check_dict_alignment(dict.fromkeys(valid), options)
+    except SyntaxError as error:
+        key = next(k for k in options if k not in valid)
+        raise UsageError(f"{key}= is no argument of `meddet {mode}`: {_nearest(key, valid)}") from error
+
+
+# train, val, predict, export ------------------------------------------------------------------------------------------
+
+
+def _run_mode(mode: str, words: Sequence[str], options: dict[str, Any]) -> None:
+    """Train, validate, predict or export with `MedDet`."""
+    if words:
+        raise UsageError(f"{words[0]!r} is neither a command nor key=value")
+    options = {k: v for k, v in options.items() if k not in {"mode", "task"}}
+    _check_keys(mode, options)
+    resume = options.get("resume")
+    if isinstance(resume, str):
+        options["model"], options["resume"] = resume, True
+    for key, what in _REQUIRED[mode].items():
+        if options.get(key) is None and not (key == "data" and resume):
+            raise UsageError(f"{key}= is missing: {what}")
+    if options.get("teachers") and options.get("distill_model"):
+        raise UsageError(
+            "teachers= and distill_model= exclude each other: distill_model= is Ultralytics' own distillation"
+        )
+    name = str(options.pop("model"))
+    _check_model_file(name)
+
+    from meddet_yolo.model import MedDet
+
+    model = MedDet(name, task="detect" if name.endswith((".yaml", ".yml")) else None)
+    if mode == "train":
+        _train(model, name, options)
+    elif mode == "predict":
+        source, stream = options.pop("source"), options.pop("stream", None)
+        del stream  # results are always consumed one by one here
+        for _ in model.predict(source, stream=True, **{"save": True, **options}):
+            pass
+    else:
+        getattr(model, mode)(**options)
+
+
+def _train(model: Any, name: str, options: dict[str, Any]) -> None:
+    """Train; when interrupted, say how to go on."""
+    ckpt = model.ckpt or {}
+    if options.get("resume") and not (ckpt.get("epoch", -1) >= 0 and ckpt.get("optimizer") is not None):
+        raise ValueError(f"{name} cannot be resumed: it is no last.pt of an unfinished training")
+    try:
+        model.train(**options)
+    except KeyboardInterrupt:
+        last = getattr(model.trainer, "last", None)
+        if last is not None and Path(last).is_file():
+            message = f"interrupted; to go on: meddet train model={last} resume=True"
+        else:
+            message = "interrupted before the first epoch was complete; nothing to resume"
+        raise KeyboardInterrupt(message) from None
+
+
+def _check_model_file(name: str) -> None:
+    """Refuse a model file that is not there before Ultralytics tries to download it.
+
+    Names that Ultralytics or this package can resolve by themselves pass: YAMLs, stock weights, addresses.
+    """
+    from ultralytics.utils.downloads import GITHUB_ASSETS_STEMS
+
+    path = Path(name).expanduser()
+    if path.exists() or "://" in name or path.suffix.lower() in {".yaml", ".yml"}:
+        return
+    if path.name == name and path.stem in GITHUB_ASSETS_STEMS:
+        return
+    raise FileNotFoundError(f"model={name}: no such file")
+
+
+# our small commands ---------------------------------------------------------------------------------------------------
+
+
+def _print_versions() -> None:
+    """Print our version and those of what we stand on."""
+    from importlib.metadata import version
+
+    for package in ("meddet-yolo", "ultralytics", "torch", "torchvision", "torchdiffeq"):
+        print(f"{package:<12} {version(package)}")
+
+
+def _settings(args: list[str]) -> None:
+    """Show, change or reset Ultralytics' settings."""
+    from ultralytics import settings
+
+    if args[:1] == ["reset"]:
+        settings.reset()
+    else:
+        words, options = _parse(args)
+        if words:
+            raise UsageError(f"{words[0]!r} is no setting: write key=value")
+        for key in options:
+            if key not in settings:
+                raise UsageError(f"{key}= is no setting: {_nearest(key, settings.keys())}")
+        if options:
+            settings.update(options)
+    print(settings)
+
+
+def _phantom(args: list[str]) -> None:
+    """Draw a data set."""
+    from meddet_yolo.data.phantom import generate_phantom
+
+    print(f"data={_call(generate_phantom, 'phantom', args)}")
+
+
+def _quickstart(args: list[str]) -> None:
+    """Run the main job end to end."""
+    from meddet_yolo.quickstart import quickstart
+
+    _call(quickstart, "quickstart", args)
+
+
+def _call(function: Callable[..., Any], command: str, args: Sequence[str]) -> Any:
+    """Call a function with key=value arguments, its parameters being the valid keys."""
+    words, options = _parse(args)
+    parameters = inspect.signature(function).parameters
+    if words:
+        raise UsageError(f"{words[0]!r} is not understood: `meddet {command}` takes key=value only")
+    for key in options:
+        if key not in parameters:
+            raise UsageError(f"{key}= is no argument of `meddet {command}`: {_nearest(key, tuple(parameters))}")
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in options:
+            raise UsageError(f"{key}= is missing: `meddet {command} {key}=...`")
+    return function(**options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
