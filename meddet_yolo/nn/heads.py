@@ -1,0 +1,253 @@
+"""A YOLO detection head whose branches end in nmODE² before their prediction layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from typing import Any
+
+from torch import Tensor, nn
+from ultralytics.nn.modules import Conv, Detect
+
+from meddet_yolo.nn.nmode import NmODE2, NmODE2Activation
+
+BRANCHES = ("cls", "reg")
+INJECTIONS = ("act", "conv")
+
+# Attribute of `Detect` that holds the layers of a branch -> (branch, attribute of ours for its extra blocks). Ours keep
+# the `one2one_` prefix too, by which `Detect.fuse` tells which set it may drop.
+_SETS = {
+    "cv2": ("reg", "nmode_reg"),
+    "cv3": ("cls", "nmode_cls"),
+    "one2one_cv2": ("reg", "one2one_nmode_reg"),
+    "one2one_cv3": ("cls", "one2one_nmode_cls"),
+}
+
+
+class NmODE2Detect(Detect):
+    """`Detect` with nmODE² at the end of its classification branch, its regression branch, or both.
+
+    MedDet (arXiv 2409.00204) puts nmODE² after the convolutions of both branches and before their prediction layers.
+    Two ways of doing so are offered; which one the authors used is not known, the default is our own decision:
+
+    - `inject="act"`: nmODE² takes the place of the SiLU behind the last convolution of the branch. That convolution and
+      its normalisation are then the `W x + b` of the ODE. No parameter is added, so stock weights of the same layout
+      load completely.
+    - `inject="conv"`: an `NmODE2` block (1x1 convolution, normalisation, nmODE²) of its own stands between the last
+      convolution and the prediction layer.
+
+    Everything else is the stock head's: end-to-end (NMS-free) branch, DFL and DFL-free regression, decoding, export.
+
+    Args:
+        nc: Number of classes, >= 1.
+        reg_max: Number of DFL bins; 1 means DFL-free.
+        end2end: Build the one-to-one (NMS-free) branches too; Ultralytics uses them for inference with `nms=False`.
+        ch: Channels of the feature maps, one per level.
+        branches: Which branches end in nmODE²: any of "cls" and "reg", possibly none (then the head equals `Detect`).
+        inject: "act" or "conv", see above.
+        legacy: Classification branch of plain 3x3 convolutions (YOLOv8 and before) in place of depthwise ones.
+        **ode: Options of `NmODE2Activation` (`t_end`, `solver`, `steps`, ...).
+
+    Raises:
+        ValueError: If `branches` or `inject` is not one of the values above.
+
+    Example:
+        >>> head = NmODE2Detect(nc=2, ch=(16, 32), branches=["cls"])
+        >>> preds = head.train()([torch.zeros(1, 16, 8, 8), torch.zeros(1, 32, 4, 4)])
+        >>> preds["boxes"].shape, preds["scores"].shape
+        (torch.Size([1, 64, 80]), torch.Size([1, 2, 80]))
+    """
+
+    branches: tuple[str, ...]
+    inject: str
+    ode: dict[str, Any]
+
+    def __init__(
+        self,
+        nc: int = 80,
+        reg_max: int = 16,
+        end2end: bool = False,
+        ch: Iterable[int] = (),
+        *,
+        branches: Iterable[str] = BRANCHES,
+        inject: str = "act",
+        legacy: bool = False,
+        **ode: Any,
+    ) -> None:
+        """Build the head; see the class for the arguments."""
+        self.legacy = legacy  # read while the stock layers are built; an attribute of ours, never of the class
+        super().__init__(nc, reg_max, end2end, list(ch))
+        self._equip(branches, inject, ode)
+
+    @classmethod
+    def from_detect(
+        cls, stock: Detect, *, branches: Iterable[str] = BRANCHES, inject: str = "act", **ode: Any
+    ) -> NmODE2Detect:
+        """Turn a stock head into ours. The layers are taken over, not copied: do not use `stock` afterwards.
+
+        Args:
+            stock: An unfused `Detect` of any layout.
+            branches: See the class.
+            inject: See the class.
+            **ode: See the class.
+
+        Returns:
+            A head with the same layers, strides, class count, DFL bins and branches.
+
+        Raises:
+            TypeError: If `stock` is not exactly a `Detect` (heads of other tasks carry layers that we would lose).
+            ValueError: If an option has a value that is not allowed.
+
+        Example:
+            >>> head = NmODE2Detect.from_detect(Detect(nc=2, ch=(16, 32)), branches=["cls", "reg"])
+            >>> head.nc, isinstance(head, Detect)
+            (2, True)
+        """
+        if type(stock) is not Detect:
+            raise TypeError(f"expected a stock Detect head to build NmODE2Detect from, got {type(stock).__name__}")
+        head = cls.__new__(cls)
+        head.__dict__ = stock.__dict__
+        head.legacy = isinstance(stock.cv3[0][0], Conv)  # the class attribute may belong to a model parsed since
+        head._equip(branches, inject, ode)
+        return head
+
+    def _equip(self, branches: Iterable[str], inject: str, ode: dict[str, Any]) -> None:
+        """Check the options, keep them, and put nmODE² into every branch that is there."""
+        branches = (branches,) if isinstance(branches, str) else tuple(branches)
+        if unknown := [b for b in branches if b not in BRANCHES]:
+            raise ValueError(f"branches={list(branches)}: {unknown[0]!r} is no branch, use any of {BRANCHES}")
+        if inject not in INJECTIONS:
+            raise ValueError(f"inject={inject!r} is not known, expected one of {INJECTIONS}")
+        NmODE2Activation(**ode)  # refuses bad options even where no branch uses them
+        self.branches = tuple(b for b in BRANCHES if b in branches)
+        self.inject = inject
+        self.ode = ode
+        for name in _SETS:
+            if getattr(self, name, None) is not None:
+                self._inject(name)
+        for name in ("nmode_reg", "nmode_cls"):  # as the stock head does: both sets start from the same weights
+            if hasattr(self, f"one2one_{name}"):
+                setattr(self, f"one2one_{name}", deepcopy(getattr(self, name)))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep nmODE² where it belongs when Ultralytics replaces the layers of a branch.
+
+        `BaseModel.load` does so with the classification branch of weights that have another number of classes.
+        """
+        super().__setattr__(name, value)
+        if name in _SETS and isinstance(value, nn.ModuleList) and "ode" in self.__dict__:
+            self._inject(name)
+
+    def _inject(self, name: str) -> None:
+        """Put nmODE² into the layers of one branch, given by its attribute (`cv2`, `one2one_cv3`, ...)."""
+        branch, extra = _SETS[name]
+        levels = getattr(self, name)
+        as_activation = self.inject == "act" and branch in self.branches
+        for level in levels:
+            conv = _last_conv(level)
+            if as_activation:
+                conv.act = NmODE2Activation(**self.ode)
+            elif isinstance(conv.act, NmODE2Activation):  # layers taken from a head with other options
+                conv.act = _first_conv(level).act
+        if self.inject == "conv" and branch in self.branches:
+            widths = [level[-1].in_channels for level in levels]
+            blocks = getattr(self, extra, None)
+            if blocks is None or widths != [block.conv.in_channels for block in blocks]:
+                setattr(self, extra, nn.ModuleList(self._block(level[-1]) for level in levels))
+
+    def _block(self, prediction: nn.Conv2d) -> NmODE2:
+        """Return a new block in front of `prediction`, on its device, in its dtype, frozen if it is frozen."""
+        block = NmODE2(prediction.in_channels, **self.ode)
+        for m in block.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.eps, m.momentum = 1e-3, 0.03  # as everywhere else in a YOLO model
+        block.requires_grad_(prediction.weight.requires_grad)
+        return block.to(prediction.weight.device, prediction.weight.dtype).train(self.training)
+
+    @property
+    def one2many(self) -> dict[str, nn.Module | None]:
+        """Layers of the one-to-many branches, as keywords of `forward_head`."""
+        return {**super().one2many, **self._extras("")}
+
+    @property
+    def one2one(self) -> dict[str, nn.Module | None]:
+        """Layers of the one-to-one branches, as keywords of `forward_head`."""
+        return {**super().one2one, **self._extras("one2one_")}
+
+    def _extras(self, prefix: str) -> dict[str, nn.Module | None]:
+        if self.inject != "conv":
+            return {}
+        return {
+            "box_nmode": getattr(self, f"{prefix}nmode_reg", None),
+            "cls_nmode": getattr(self, f"{prefix}nmode_cls", None),
+        }
+
+    def forward_head(
+        self,
+        x: list[Tensor],
+        box_head: nn.ModuleList | None = None,
+        cls_head: nn.ModuleList | None = None,
+        box_nmode: nn.ModuleList | None = None,
+        cls_nmode: nn.ModuleList | None = None,
+    ) -> dict[str, Any]:
+        """Run both branches on every level.
+
+        Args:
+            x: Feature maps, one (B, C_i, H_i, W_i) per level.
+            box_head: Layers of the regression branch; None in a fused head that has lost this set.
+            cls_head: Layers of the classification branch, likewise.
+            box_nmode: nmODE² blocks of the regression branch (`inject="conv"` only).
+            cls_nmode: nmODE² blocks of the classification branch (`inject="conv"` only).
+
+        Returns:
+            "boxes" (B, 4 * reg_max, A), "scores" (B, nc, A), "feats" (the input), A anchors over all levels; {} without
+            layers.
+        """
+        return super().forward_head(x, _with_blocks(box_head, box_nmode), _with_blocks(cls_head, cls_nmode))
+
+    def fuse(self) -> None:
+        """Drop the set of branches that inference does not use and fold the normalisation of our blocks."""
+        super().fuse()
+        for m in self.modules():
+            if isinstance(m, NmODE2):
+                m.fuse()
+
+    def extra_repr(self) -> str:
+        """Return the options that tell this head from another."""
+        ode = "".join(f", {k}={v}" for k, v in self.ode.items())
+        return (
+            f"nc={self.nc}, reg_max={self.reg_max}, one2one={getattr(self, 'one2one_cv2', None) is not None}, "
+            f"branches=[{', '.join(self.branches)}], inject={self.inject}{ode}"
+        )
+
+
+def _with_blocks(levels: nn.ModuleList | None, blocks: nn.ModuleList | None) -> Any:
+    """Return, level by level, a branch that runs its nmODE² block before its prediction layer."""
+    if levels is None or blocks is None:
+        return levels
+    pairs: Any = zip(levels, blocks, strict=True)
+    return [_compose(*level[:-1], block, level[-1]) for level, block in pairs]
+
+
+def _compose(*layers: nn.Module) -> Callable[[Tensor], Tensor]:
+    def run(x: Tensor) -> Tensor:
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    return run
+
+
+def _last_conv(level: nn.Sequential) -> Conv:
+    """Return the convolution before the prediction layer: `Conv`, or the last one of a depthwise-separable pair."""
+    layer = level[-2]
+    while isinstance(layer, nn.Sequential):
+        layer = layer[-1]
+    return layer
+
+
+def _first_conv(level: nn.Sequential) -> Conv:
+    layer = level[0]
+    while isinstance(layer, nn.Sequential):
+        layer = layer[0]
+    return layer
