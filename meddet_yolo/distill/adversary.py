@@ -14,17 +14,18 @@ from meddet_yolo.distill.standardise import full_precision, standardise
 def generator(channels: int) -> nn.Sequential:
     """Build one level's generator: 3x3 convolution, ReLU, 3x3 convolution at the student's width.
 
-    MGD's generation block (Yang et al., ECCV 2022) with each 3x3 convolution split into a depthwise and a 1x1
-    convolution (our own decision): a seventh of the arithmetic at the widths of a small detector.
+    MGD's generation block (Yang et al., ECCV 2022) made cheap, our own decision: each 3x3 convolution is split into a
+    depthwise and a 1x1 convolution, and the first has stride 2, since only means over regions of the result are judged.
+    A thirtieth of the arithmetic at the widths of a small detector.
 
     Args:
         channels: Channels C of the student's map.
 
     Returns:
-        Module that maps (B, C, H, W) to (B, C, H, W).
+        Module that maps (B, C, H, W) to (B, C, ceil(H / 2), ceil(W / 2)).
     """
     return nn.Sequential(
-        nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
+        nn.Conv2d(channels, channels, 3, stride=2, padding=1, groups=channels, bias=False),
         nn.Conv2d(channels, channels, 1),
         nn.ReLU(inplace=True),
         nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
@@ -59,6 +60,9 @@ class AdversarialAuxiliaryTeacher(nn.Module):
     Real is the fused teacher feature. The discriminators belong to an optimizer of their own, see
     `discriminator_parameters`; `generator_loss` gives them no gradient.
 
+    Attributes:
+        accuracy: Accuracy of the discriminators in the last `generator_loss`, a scalar in [0, 1]; 0.5 is a draw.
+
     Args:
         channels: Channels of the student's map at every level.
         grid: The maps are averaged over grid x grid cells, each of which is judged: 1 judges whole images (the paper's
@@ -80,6 +84,7 @@ class AdversarialAuxiliaryTeacher(nn.Module):
         self.grid = grid
         self.generators = nn.ModuleList(generator(c) for c in channels)
         self.discriminators = nn.ModuleList(discriminator(c) for c in channels)
+        self.accuracy: Tensor | None = None
         self._seen: tuple[list[Tensor], list[Tensor]] | None = None
 
     def generator_parameters(self) -> Iterator[nn.Parameter]:
@@ -104,15 +109,22 @@ class AdversarialAuxiliaryTeacher(nn.Module):
             Non-saturating loss, the mean over levels of -log D(G(student)); log 2 = 0.69 when the discriminators are
             undecided. Its gradient reaches the generators and the student.
         """
-        fake = [self.pool(standardise(module(x))) for module, x in zip(self.generators, student_feats, strict=True)]
+        made = [standardise(module(x)) for module, x in zip(self.generators, student_feats, strict=True)]
+        fake = [self.pool(x, self._cells(x)) for x in made]
         with torch.no_grad():
-            real = [self.pool(x if standardised else standardise(x)) for x in fused_feats]
-        self._seen = [x.detach() for x in fake], real
-        losses = []
+            real = [
+                self.pool(x if standardised else standardise(x), self._cells(m))
+                for x, m in zip(fused_feats, made, strict=True)
+            ]
+        losses, correct = [], []
         with torch.autocast(fake[0].device.type, enabled=False):
-            for module, x in zip(self.discriminators, fake, strict=True):
+            for module, f, r in zip(self.discriminators, fake, real, strict=True):
                 frozen = {name: p.detach() for name, p in module.named_parameters()}
-                losses.append(F.softplus(-torch.func.functional_call(module, frozen, x)).mean())
+                logits_fake, logits_real = torch.func.functional_call(module, frozen, torch.cat([f, r])).chunk(2)
+                losses.append(F.softplus(-logits_fake).mean())
+                correct.append(((logits_fake < 0).float().mean() + (logits_real > 0).float().mean()) / 2)
+        self._seen = [x.detach() for x in fake], real
+        self.accuracy = torch.stack(correct).mean()
         return torch.stack(losses).mean()
 
     def discriminator_loss(
@@ -148,22 +160,14 @@ class AdversarialAuxiliaryTeacher(nn.Module):
                 losses.append((F.softplus(logits_fake).mean() + F.softplus(-logits_real).mean()) / 2)
         return torch.stack(losses).mean()
 
-    @torch.no_grad()
-    def accuracy(self) -> Tensor:
-        """Return the discriminators' accuracy on what the last `generator_loss` saw, in [0, 1]; 0.5 is a draw."""
-        if self._seen is None:
-            raise RuntimeError("accuracy() needs a generator_loss() since the last discriminator_loss().")
-        correct = []
-        with torch.autocast(self._seen[0][0].device.type, enabled=False):
-            for module, f, r in zip(self.discriminators, *self._seen, strict=True):
-                logits_fake, logits_real = module(torch.cat([f, r])).chunk(2)
-                correct.append(((logits_fake < 0).float().mean() + (logits_real > 0).float().mean()) / 2)
-        return torch.stack(correct).mean()
+    def _cells(self, x: Tensor) -> tuple[int, int]:
+        """Return how many cells a map is averaged to: the grid's, or fewer where the map is smaller."""
+        return min(self.grid, x.shape[2]), min(self.grid, x.shape[3])
 
-    def pool(self, x: Tensor) -> Tensor:
-        """Average a map over its grid of cells: (B, C, H, W) to (B * cells, C), float32."""
+    @staticmethod
+    def pool(x: Tensor, cells: tuple[int, int]) -> Tensor:
+        """Average a map over a grid of cells: (B, C, H, W) to (B * rows * columns, C), float32."""
         x = full_precision(x)
-        if self.grid == 1:
+        if cells == (1, 1):
             return x.mean(dim=(2, 3))
-        size = min(self.grid, x.shape[2]), min(self.grid, x.shape[3])
-        return F.adaptive_avg_pool2d(x, size).flatten(2).movedim(1, 2).flatten(0, 1)
+        return F.adaptive_avg_pool2d(x, cells).flatten(2).movedim(1, 2).flatten(0, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ from meddet_yolo.distill.foreground import box_mask, foreground_weights
 from meddet_yolo.distill.fusion import FUSIONS
 from meddet_yolo.distill.reconstruction import ReconstructionGuard, linear_explained_variance
 from meddet_yolo.distill.standardise import full_precision, standardise
+
+SAMPLED_SIZE = 8
+"""The reconstruction guard learns from a quarter of the positions of maps of this height and width or more."""
 
 
 @dataclass
@@ -129,26 +132,37 @@ class MedDetDistiller(nn.Module):
         """
         self._check(student, teachers)
         with torch.no_grad():
-            known = [
-                [standardise(x) for x in maps] for maps in zip(*(teacher.feats for teacher in teachers), strict=True)
-            ]
-        fused = [self._fuse(level, maps, x) for level, (maps, x) in enumerate(zip(known, student.feats, strict=True))]
-        target = [standardise(x) for x in fused]
-        free = self.config.guard == "none"  # nothing but L_dist trains the fused map
-        zero = target[0].new_zeros(())
-        losses = {"dist": zero, "adv": zero, "guard": zero}
+            levels = zip(*(teacher.feats for teacher in teachers), strict=True)
+            known = [[standardise(x) for x in maps] for maps in levels]
+        # The reconstruction guard trains alignment and fusion on a sample of the positions, which it fuses once more.
+        learns = self.config.guard != "reconstruction" and torch.is_grad_enabled()
+        with torch.set_grad_enabled(learns):
+            fused = [self._fuse(i, maps, x) for i, (maps, x) in enumerate(zip(known, student.feats, strict=True))]
+            target = [standardise(x) for x in fused]
+        losses = dict.fromkeys(("dist", "adv", "guard"), target[0].new_zeros(()))
 
         if self.student_align is not None:
             weights = self._spatial_weights(batch, student.feats)
+            taught = target if self.config.guard == "none" else [z.detach() for z in target]
             losses["dist"] = torch.stack(
                 [
-                    _distance(standardise(conv(x)), z if free else z.detach(), w)
-                    for conv, x, z, w in zip(self.student_align, student.feats, target, weights, strict=True)
+                    _distance(standardise(conv(x)), z, w)
+                    for conv, x, z, w in zip(self.student_align, student.feats, taught, weights, strict=True)
                 ]
             ).mean()
         if self.adversary is not None:
             losses["adv"] = self.adversary.generator_loss(student.feats, target, standardised=True)
-        losses["guard"], explained = self._guard(fused, target, known, detection_loss, zero)
+        if self.guard is not None:
+            losses["guard"], explained, fused = self._reconstruct(known, student.feats)
+        else:
+            explained = _explained_variance(target, known)
+        if self.config.guard == "detection":
+            if detection_loss is None:
+                raise ValueError(
+                    "guard 'detection' needs the detection_loss of the student's head on the fused maps, and got None. "
+                    "Hand it in, or use guard: reconstruction."
+                )
+            losses["guard"] = detection_loss(fused)
         self._measure(fused, explained)
         return losses
 
@@ -189,11 +203,45 @@ class MedDetDistiller(nn.Module):
         """Iterate over the parameters of the discriminators; none without an adversary."""
         return iter(()) if self.adversary is None else self.adversary.discriminator_parameters()
 
-    def _fuse(self, level: int, maps: Sequence[Tensor], like: Tensor) -> Tensor:
-        """Align the teachers' standardised maps of one level to the shape of the student's, and fuse them."""
+    def _fuse(self, level: int, maps: Sequence[Tensor], like: Tensor, step: int = 1) -> Tensor:
+        """Fuse the teachers' standardised maps of one level.
+
+        Args:
+            level: Index of the level.
+            maps: The teachers' maps, (B, C_t, H_t, W_t).
+            like: The student's map, (B, C, H, W).
+            step: Take every step-th position along both axes only.
+
+        Returns:
+            Fused map of shape (B, C, ceil(H / step), ceil(W / step)).
+        """
         size = (like.shape[2], like.shape[3])
-        aligns: Iterable[nn.Module] = self.align[level]  # type: ignore[assignment]  # a ModuleList
-        return self.fusion[level]([align(x, size) for align, x in zip(aligns, maps, strict=True)])
+        aligned = []
+        for align, x in zip(self.align[level], maps, strict=True):  # type: ignore[call-overload]  # a ModuleList
+            if x.shape[-2:] == size:  # no pooling: choosing positions and aligning them may change places
+                x = x[..., ::step, ::step]
+                aligned.append(align(x, tuple(x.shape[-2:])))
+            else:
+                aligned.append(align(x, size)[..., ::step, ::step])
+        return self.fusion[level](aligned)
+
+    def _reconstruct(self, known: list[list[Tensor]], like: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return the guard's loss, every teacher's explained variance (levels, teachers), and the maps they are of.
+
+        Of large maps every second row and column is taken: what a 1x1 convolution has to learn is the same everywhere,
+        and a quarter of the positions costs a quarter.
+        """
+        assert self.guard is not None
+        losses, explained, fused = [], [], []
+        for level, (guard, maps, x) in enumerate(zip(self.guard, known, like, strict=True)):
+            step = 2 if min(x.shape[-2:]) >= SAMPLED_SIZE else 1
+            fused.append(self._fuse(level, maps, x, step))
+            with torch.no_grad():
+                truth = [_resize(m, x)[..., ::step, ::step] for m in maps]
+            loss, share = guard(standardise(fused[-1]), truth)
+            losses.append(loss)
+            explained.append(share)
+        return torch.stack(losses).mean(), torch.stack(explained), fused
 
     def _check(self, student: DetectorOutput, teachers: Sequence[DetectorOutput]) -> None:
         """Check that the maps are those the module was built for."""
@@ -221,54 +269,37 @@ class MedDetDistiller(nn.Module):
         boxes, image = (batch[key].to(feats[0].device) for key in ("bboxes", "batch_idx"))
         return [foreground_weights(box_mask(boxes, image, (x.shape[0], x.shape[2], x.shape[3])), share) for x in feats]
 
-    def _guard(
-        self,
-        fused: list[Tensor],
-        target: list[Tensor],
-        known: list[list[Tensor]],
-        detection_loss: Callable[[list[Tensor]], Tensor] | None,
-        zero: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the guard's loss, and every teacher's explained variance at each level, (levels, teachers)."""
-        with torch.no_grad():
-            known = [[_resize(x, z) for x in maps] for maps, z in zip(known, target, strict=True)]
-        if self.guard is not None:
-            pairs = [guard(z, maps) for guard, z, maps in zip(self.guard, target, known, strict=True)]
-            return torch.stack([loss for loss, _ in pairs]).mean(), torch.stack([ev for _, ev in pairs])
-        explained = torch.stack(
-            [
-                torch.stack([linear_explained_variance(z, x) for x in maps])
-                for z, maps in zip(target, known, strict=True)
-            ]
-        )
-        if self.config.guard == "none":
-            return zero, explained
-        if detection_loss is None:
-            raise ValueError(
-                "guard 'detection' needs the detection_loss of the student's head on the fused maps, and got None. "
-                "Hand it in, or use guard: reconstruction."
-            )
-        return detection_loss(fused), explained
-
     @torch.no_grad()
     def _measure(self, fused: list[Tensor], explained: Tensor) -> None:
         """Keep the measures of this forward pass."""
         self._metrics = {f"ev_t{t}": ev for t, ev in enumerate(explained.mean(dim=0))}
         self._metrics["fused_ev"] = explained.mean()
-        variance = [full_precision(x.detach()).var(dim=(0, 2, 3), unbiased=False).mean() for x in fused]
-        self._metrics["fused_var"] = torch.stack(variance).mean()
-        if self.adversary is not None:
-            self._metrics["disc_acc"] = self.adversary.accuracy()
+        self._metrics["fused_var"] = torch.stack([_mean_variance(full_precision(x.detach())) for x in fused]).mean()
+        if self.adversary is not None and self.adversary.accuracy is not None:
+            self._metrics["disc_acc"] = self.adversary.accuracy
         for level, fusion in enumerate(self.fusion):
             for t, share in enumerate(fusion.weights()):  # type: ignore[operator]
                 self._metrics[f"w_p{level}_t{t}"] = share
 
 
 def _distance(student: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
-    """Return the mean squared difference of two maps (B, C, H, W), positions weighed by `weights` (B, H, W)."""
-    if weights is None:
-        return F.mse_loss(student, target)
+    """Return the mean squared difference of two standardised maps (B, C, H, W); `weights` (B, H, W) of positions."""
+    if weights is None:  # both have mean square 1, so this is their correlation in disguise, at half the passes
+        return 2 - 2 * (student * target).mean()
     return ((student - target).square().mean(dim=1) * weights).sum()
+
+
+@torch.no_grad()
+def _explained_variance(fused: Sequence[Tensor], known: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Return every teacher's explained variance at each level, (levels, teachers), for guards that have no decoders."""
+    shares = [[linear_explained_variance(z, _resize(x, z)) for x in maps] for z, maps in zip(fused, known, strict=True)]
+    return torch.stack([torch.stack(level) for level in shares])
+
+
+def _mean_variance(x: Tensor) -> Tensor:
+    """Return the variance of the channels of a map (B, C, H, W), mean over channels: `x.var(dim=(0, 2, 3))` is slower."""
+    mean_square = torch.linalg.vector_norm(x).square() / x.numel()
+    return (mean_square - x.mean(dim=(0, 2, 3)).square().mean()).clamp_min(0)
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
