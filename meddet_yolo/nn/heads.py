@@ -167,12 +167,12 @@ class NmODE2Detect(Detect):
     @property
     def one2many(self) -> dict[str, nn.Module | None]:
         """Layers of the one-to-many branches, as keywords of `forward_head`."""
-        return {**super().one2many, **self._extras("")}
+        return {"box_head": self.cv2, "cls_head": self.cv3, **self._extras("")}
 
     @property
     def one2one(self) -> dict[str, nn.Module | None]:
         """Layers of the one-to-one branches, as keywords of `forward_head`."""
-        return {**super().one2one, **self._extras("one2one_")}
+        return {"box_head": self.one2one_cv2, "cls_head": self.one2one_cv3, **self._extras("one2one_")}
 
     def _extras(self, prefix: str) -> dict[str, nn.Module | None]:
         if self.inject != "conv":
