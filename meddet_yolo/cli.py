@@ -30,6 +30,7 @@ _REQUIRED = {
     },
     "export": {"model": "the checkpoint to export, for example model=best.pt"},
 }
+_THEIR_COMMANDS = ("checks", "cfg", "copy-cfg", "login", "logout", "solutions")  # besides modes
 _OTHER_FAMILIES = ("rtdetr", "fastsam", "sam_", "sam2_", "sam2.1_", "sam3", "mobile_sam", "yolo_nas")
 _MESSAGE_LIMIT = 300
 
@@ -102,7 +103,7 @@ def describe(error: BaseException) -> str:
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error))
     text = re.sub(r"[\u2190-\u21ff\u2300-\u23ff\u2600-\u27bf\u2b00-\u2bff\ufe0f\U0001f000-\U0001faff]", "", text)
     text = " ".join(text.split())
-    if not isinstance(error, (UsageError, OSError, RuntimeError, SyntaxError, ValueError)) or not text:
+    if isinstance(error, (AssertionError, AttributeError, LookupError)) or not text:  # says nothing by itself
         text = f"{type(error).__name__}: {text}".rstrip(": ")
     if len(text) > _MESSAGE_LIMIT:
         text = f"{text[:_MESSAGE_LIMIT].rsplit(' ', 1)[0]} ... (MEDDET_TRACEBACK=1 shows all of it)"
@@ -136,23 +137,18 @@ def _dispatch(args: list[str]) -> None:
     mode = next((w for w in words if w in THEIR_MODES), options.get("mode"))
     if mode in MODES and task == "detect" and not _is_other_family(options.get("model")):
         _run_mode(mode, [w for w in words if w not in (mode, task)], options)
-    elif mode is None and words[:1] and not _is_theirs(words[0]):
-        known = (*own, *THEIR_MODES, *TASKS, "checks", "cfg")
-        raise UsageError(f"{words[0]!r} is no command: {_nearest(words[0], known)} (`meddet help` lists them)")
-    elif mode is None and not words:
-        raise UsageError(f"no command given: add one of {', '.join(MODES)} (`meddet help` shows examples)")
-    else:
+    elif mode is not None or (words[:1] and words[0] in _THEIR_COMMANDS):
         _pass_on(args)
+    elif unknown := [w for w in words if w not in TASKS]:
+        known = (*own, *THEIR_MODES, *TASKS, *_THEIR_COMMANDS)
+        raise UsageError(f"{unknown[0]!r} is no command: {_nearest(unknown[0], known)} (`meddet help` lists them)")
+    else:
+        raise UsageError(f"no command given: add one of {', '.join(MODES)} (`meddet help` shows examples)")
 
 
 def _is_other_family(model: Any) -> bool:
     """Return whether a model file's name is of a family that Ultralytics builds with a class of its own."""
     return any(part in Path(str(model)).stem.lower() for part in _OTHER_FAMILIES)
-
-
-def _is_theirs(word: str) -> bool:
-    """Return whether Ultralytics' command has a special command of this name."""
-    return word.lower() in {"checks", "cfg", "copy-cfg", "login", "logout", "solutions", "hub"}
 
 
 def _pass_on(args: list[str]) -> None:
@@ -197,6 +193,7 @@ def _parse(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         >>> _parse(["train", "teachers=[a.pt,", "b.pt]", "imgsz", "=", "256", "trust"])
         (['train'], {'teachers': ['a.pt', 'b.pt'], 'imgsz': 256, 'trust': True})
     """
+    from ultralytics.cfg import MODES as THEIR_MODES
     from ultralytics.cfg import merge_equals_args, parse_key_value_pair
     from ultralytics.utils import DEFAULT_CFG_DICT
 
@@ -212,7 +209,7 @@ def _parse(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     for argument in merged:
         argument = argument.removeprefix("--").removesuffix(",")
         if "=" not in argument:
-            if argument in flags:
+            if argument in flags and argument not in THEIR_MODES:  # `val` is both
                 options[argument] = True
             else:
                 words.append(argument)

@@ -14,10 +14,23 @@ import cv2
 import numpy as np
 from ultralytics import YOLO
 from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, img2label_paths
-from ultralytics.utils.plotting import colors
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
-__all__ = ["Box", "ModelReport", "as_markdown", "as_text", "compare", "draw_grid", "measure_latency", "write_json"]
+__all__ = [
+    "Box",
+    "ModelReport",
+    "as_markdown",
+    "as_text",
+    "compare",
+    "draw_grid",
+    "labelled_boxes",
+    "measure_latency",
+    "predicted_boxes",
+    "read_image",
+    "split_images",
+    "write_image",
+    "write_json",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +108,7 @@ def compare(
     loaded = {name: model if isinstance(model, YOLO) else YOLO(model) for name, model in models.items()}
     sizes = {name: _size(model, imgsz) for name, model in loaded.items()}
     files = split_images(data, split)
-    images = [_read(f) for f in files[:: max(1, len(files) // 16)][:16]]
+    images = [read_image(f) for f in files[:: max(1, len(files) // 16)][:16]]
     boxes = {
         name: model.val(data=str(data), imgsz=imgsz, split=split, device=device, **val_options).box
         for name, model in loaded.items()
@@ -220,6 +233,9 @@ def write_json(reports: Iterable[ModelReport], path: str | Path, **context: Any)
     return path
 
 
+# BGR, told apart on grey images and by colour-blind readers (Okabe and Ito's palette, the darkest left out).
+_COLOURS = ((0, 94, 213), (233, 180, 86), (115, 158, 0), (66, 228, 240), (167, 121, 204), (0, 159, 230))
+
 # Pictures -------------------------------------------------------------------------------------------------------------
 
 
@@ -243,11 +259,26 @@ def split_images(data: str | Path, split: str = "val") -> list[Path]:
     return sorted(files)
 
 
-def _read(file: Path) -> np.ndarray:
+def read_image(file: str | Path) -> np.ndarray:
+    """Read an image as BGR, uint8 of shape (H, W, 3).
+
+    Raises:
+        OSError: If it cannot be read.
+    """
     image = cv2.imread(str(file), cv2.IMREAD_COLOR)
     if image is None:
         raise OSError(f"{file} cannot be read as an image")
     return image
+
+
+def write_image(file: str | Path, image: np.ndarray) -> None:
+    """Write a BGR image.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    if not cv2.imwrite(str(file), image):
+        raise OSError(f"{file} cannot be written")
 
 
 def labelled_boxes(file: Path, shape: tuple[int, ...]) -> list[Box]:
@@ -308,7 +339,7 @@ def draw_grid(
             picture[y : y + tile, x : x + tile] = _tile(image, columns[title], tile)
     x, y = gap, picture.shape[0] - 9
     for cls, name in names.items():
-        cv2.rectangle(picture, (x, y - 11), (x + 14, y + 2), colors(cls, bgr=True), -1)
+        cv2.rectangle(picture, (x, y - 11), (x + 14, y + 2), _colour(cls), -1)
         x += 22 + _write(picture, name, (x + 20, y), tile) + 16
     return picture
 
@@ -324,12 +355,16 @@ def _tile(image: np.ndarray, boxes: Sequence[Box], tile: int) -> np.ndarray:
     out[top : top + size[1], left : left + size[0]] = shown
     for box in boxes:
         x1, y1, x2, y2 = (round(v * scale) for v in box.xyxy)
-        colour = colors(box.cls, bgr=True)
+        colour = _colour(box.cls)
         cv2.rectangle(out, (left + x1, top + y1), (left + x2, top + y2), colour, 2, cv2.LINE_AA)
         if box.conf is not None:
             place = (left + x2 + 4, top + (y1 + y2) // 2 + 4)
             cv2.putText(out, f"{box.conf:.2f}", place, cv2.FONT_HERSHEY_SIMPLEX, 0.38, colour, 1, cv2.LINE_AA)
     return out
+
+
+def _colour(cls: int) -> tuple[int, int, int]:
+    return _COLOURS[cls % len(_COLOURS)]
 
 
 def _write(picture: np.ndarray, text: str, place: tuple[int, int], width: int) -> int:
