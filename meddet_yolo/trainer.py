@@ -8,7 +8,9 @@ checkpoints stay a plain detector at any moment of a run. The method's own state
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from copy import copy
 from pathlib import Path
@@ -18,10 +20,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from ultralytics.cfg import DEFAULT_CFG, cfg2dict
+from ultralytics.data.utils import img2label_paths
+from ultralytics.engine.model import Model
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import unwrap_model
 
+from meddet_yolo.data.labels import label_problem
 from meddet_yolo.distill.config import DistillConfig
 from meddet_yolo.distill.distiller import DetectorOutput, MedDetDistiller, match_levels
 from meddet_yolo.distill.teachers import Teacher, check_same_classes, probe_neck
@@ -130,6 +135,7 @@ class DistillTrainer(DetectionTrainer):
         for teacher in self.teachers:
             check_same_classes(teacher.names, self.data["names"], teacher.name)
         self._levels: list[list[int]] = []
+        self._student_strides: list[float] = []
         self._distilled_epoch, self._batches_seen = -1, 0
         self._sums: dict[str, Tensor] = {}
         self._disc_sums: list[Tensor] = []
@@ -145,7 +151,7 @@ class DistillTrainer(DetectionTrainer):
             return []
         names = []
         for teacher in [teachers] if isinstance(teachers, (str, Path, nn.Module)) else teachers:
-            module = teacher if isinstance(teacher, nn.Module) else getattr(teacher, "model", None)
+            module = teacher.model if isinstance(teacher, Model) else teacher
             if isinstance(module, nn.Module):
                 self._given_models.append(module)
                 names.append(f"<model {len(self._given_models) - 1}>")
@@ -207,6 +213,29 @@ class DistillTrainer(DetectionTrainer):
 
     # Set-up ---------------------------------------------------------------------------------------------------------
 
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """Build the data set of a split; labels out of range stop the run, where the stock one drops their images.
+
+        Raises:
+            ValueError: If a label row is out of range, no image is valid, or the training split has no box at all.
+        """
+        try:
+            dataset = super().build_dataset(img_path, mode, batch)
+        except RuntimeError as error:  # several lines, one for each image
+            reasons = re.findall(r"(\S+): ignoring corrupt image/label: (.*)", str(error))
+            if not reasons:
+                raise
+            more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+            raise ValueError(f"No valid images in {img_path}: {reasons[0][0]}: {reasons[0][1]}{more}") from error
+        kept = set(img2label_paths(dataset.im_files))
+        dropped = [file for file in dataset.label_files if file not in kept]
+        problem = label_problem(dropped, len(self.data["names"]))
+        if problem:
+            raise ValueError(f"Label out of range: {problem}; correct the labels or `names` in {self.args.data}")
+        if mode == "train" and not any(len(label["cls"]) for label in dataset.labels):
+            raise ValueError(f"No boxes in {img_path}: every label file is empty or missing, so there is nothing to learn")
+        return dataset
+
     def train(self) -> None:
         """Train, in worker processes where several devices are given."""
         if self.ddp and self._given_models:
@@ -251,7 +280,7 @@ class DistillTrainer(DetectionTrainer):
     def _build_distiller(self, student: nn.Module) -> MedDetDistiller:
         """Match every teacher's levels to the student's and build the distillation modules on the run's device."""
         channels, strides = probe_neck(student)
-        self._levels = []
+        self._levels, self._student_strides = [], strides
         for teacher in self.teachers:
             try:
                 self._levels.append(match_levels(strides, teacher.strides))
@@ -274,15 +303,14 @@ class DistillTrainer(DetectionTrainer):
 
     # Loss -----------------------------------------------------------------------------------------------------------
 
-    def _progress(self) -> float:
-        """Return how far the warm-up of the distillation weights has come, in [0, 1]."""
+    def _epochs_done(self) -> float:
+        """Return the epochs done with the fraction of the one under way, and count this batch."""
         if self._distilled_epoch != self.epoch:
             self._distilled_epoch, self._batches_seen = self.epoch, 0
             self._sums, self._disc_sums = {}, []
         done = self.epoch + self._batches_seen / max(len(self.train_loader), 1)
         self._batches_seen += 1
-        warmup = self.distill_config.distill_warmup
-        return min(1.0, done / warmup) if warmup > 0 else 1.0
+        return done
 
     def distillation_loss(
         self, preds: Any, batch: dict[str, Any], detection: Tensor
@@ -298,37 +326,33 @@ class DistillTrainer(DetectionTrainer):
             A vector of three terms (feature distillation, adversarial, guard), summed over the batch, and the items.
         """
         assert self.distiller is not None
-        config = self.distill_config
         images = batch["img"]
         feats = (preds.get("one2many") or preds)["feats"]
         outputs = []
         for teacher, levels in zip(self.teachers, self._levels, strict=True):
             maps = teacher(images).feats
             outputs.append(DetectorOutput(feats=[maps[i] for i in levels]))
-        progress = self._progress()
         losses = self.distiller(
             DetectorOutput(feats=list(feats)),
             outputs,
             batch,
-            detection_loss=lambda maps: self._detection_on(maps, batch) if config.guard == "detection" else None,
+            detection_loss=lambda maps: self._detection_on(maps, batch),
         )
-        weights = {
-            "dist": config.dist_weight * progress,
-            "adv": config.adv_weight * progress,
-            "guard": config.guard_weight,
-        }
-        zero = detection.new_zeros(())
-        terms = {name: weights[name] * losses[name].float() if name in losses else zero for name in TERMS}
+        config, done = self.distill_config, self._epochs_done()
+        rise = min(1.0, done / config.distill_warmup) if config.distill_warmup else 1.0
+        weights = {"dist": rise * config.dist_weight, "adv": rise * config.adv_weight, "guard": config.guard_weight}
+        terms = {name: weights[name] * losses[name] for name in TERMS}
         student = {name: terms[name].detach() for name in ("dist", "adv")}
         total = detection.detach().sum() / images.shape[0] + sum(student.values())
         shares = {f"{name}_share": value / total.clamp(min=1e-9) for name, value in student.items()}
-        items = {f"{name}_loss": term.detach() for name, term in terms.items()}
         metrics = self.distiller.metrics()
-        items |= shares
-        items |= {name: metrics.pop(name) for name in ("disc_acc", "fused_ev") if name in metrics}
-        for name, value in {**metrics, "disc_loss": None}.items():
-            if value is not None:
-                self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+        variance = [value for name, value in metrics.items() if name.startswith("ev_t")]
+        items = {f"{name}_loss": term.detach() for name, term in terms.items()} | shares
+        items["disc_acc"] = metrics.pop("disc_acc", total.new_zeros(()))
+        items["fused_ev"] = torch.stack(variance).mean()
+        for name, value in metrics.items():
+            name = _level_name(name, self._student_strides)
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
         return torch.stack([terms[name] for name in TERMS]) * images.shape[0], items
 
     def _detection_on(self, maps: list[Tensor], batch: dict[str, Any]) -> Tensor:
@@ -391,8 +415,7 @@ class DistillTrainer(DetectionTrainer):
             return labelled
         if prefix == "train" and loss_items is not None:
             return {**labelled, **{f"distill/{k}": round(v, 5) for k, v in self.epoch_metrics().items()}}
-        distill = {f"{prefix}/{name}" for name in self.loss_names if not name.endswith(("box_loss", "cls_loss"))}
-        distill &= {f"{prefix}/{name}" for name in _DISTILL_ITEMS}
+        distill = {f"{prefix}/{name}" for name in _DISTILL_ITEMS}
         if isinstance(labelled, dict):
             return {k: v for k, v in labelled.items() if k not in distill}
         return [k for k in labelled if k not in distill]
@@ -483,6 +506,12 @@ class DistillTrainer(DetectionTrainer):
 _DISTILL_ITEMS = frozenset(
     [f"{name}_loss" for name in TERMS] + ["dist_share", "adv_share", "disc_acc", "fused_ev"]
 )
+
+
+def _level_name(name: str, strides: list[float]) -> str:
+    """Name a measure's level as the field does: `w_p0_t1` becomes `w_p3_t1` where the finest stride is 8."""
+    match = re.fullmatch(r"w_p(\d+)_(t\d+)", name)
+    return f"w_p{round(math.log2(strides[int(match[1])]))}_{match[2]}" if match else name
 
 
 def _digest(name: str) -> str:

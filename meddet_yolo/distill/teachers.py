@@ -118,9 +118,7 @@ def check_same_classes(teacher: Mapping[int, str], data: Mapping[int, str], name
         )
     if all(str(index) == str(label) for index, label in teacher.items()):
         return
-    given, expected = (
-        [str(names[i]).strip().lower() for i in sorted(names)] for names in (dict(teacher), dict(data))
-    )
+    given, expected = ([str(names[i]).strip().lower() for i in sorted(names)] for names in (dict(teacher), dict(data)))
     if given != expected:
         raise ValueError(
             f"Teacher {name} was trained on the classes {list(teacher.values())}, but the data set has "

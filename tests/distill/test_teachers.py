@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, SegmentationModel
+
+from meddet_yolo.distill.teachers import Teacher, check_same_classes, probe_neck
+
+FAMILIES = ["yolov5n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n", "meddet-n", "meddet11-n"]
+
+
+def detector(name: str = "yolo11n", **kwargs: int) -> DetectionModel:
+    torch.manual_seed(0)
+    return DetectionModel(f"{name}.yaml", nc=2, verbose=False, **kwargs)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_gives_the_maps_its_head_reads(name: str) -> None:
+    model = detector(name).eval()
+    images = torch.rand(2, 3, 64, 96)
+    seen: list[torch.Tensor] = []
+    handle = model.model[-1].register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0]))
+    with torch.no_grad():
+        model(images)
+    handle.remove()
+    teacher = Teacher(model, name=name)
+    feats = teacher(images).feats
+    assert [f.shape for f in feats] == [f.shape for f in seen]
+    assert teacher.channels == [f.shape[1] for f in seen]
+    assert teacher.strides == [8.0, 16.0, 32.0]
+    for ours, theirs in zip(feats, seen, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)  # fusing rounds differently
+
+
+@pytest.mark.parametrize(("name", "strides"), [("yolov8n-p2", [4, 8, 16, 32]), ("yolov8n-p6", [8, 16, 32, 64])])
+def test_other_numbers_of_levels(name: str, strides: list[float]) -> None:
+    assert Teacher(detector(name)).strides == strides
+
+
+def test_rtdetr_is_a_detector_too() -> None:
+    model = RTDETRDetectionModel("rtdetr-resnet50.yaml", nc=2, verbose=False)
+    teacher = Teacher(model)
+    assert teacher.strides == [8.0, 16.0, 32.0]
+
+
+def test_the_given_model_is_left_alone() -> None:
+    model = detector().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    Teacher(model)(torch.rand(1, 3, 64, 64))
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
+    assert model.training
+    assert all(p.requires_grad for n, p in model.named_parameters() if "dfl" not in n)
+
+
+def test_a_teacher_is_frozen_and_has_no_head() -> None:
+    model = detector()
+    teacher = Teacher(model)
+    assert not isinstance(teacher, nn.Module)
+    assert not any(p.requires_grad for p in teacher.layers.parameters())
+    assert not any(m.training for m in teacher.layers.modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in teacher.layers.modules())
+    assert not any(type(m) is type(model.model[-1]) for m in teacher.layers.modules())
+    assert not teacher(torch.rand(1, 3, 64, 64, requires_grad=True)).feats[0].requires_grad
+
+
+def test_a_teacher_sees_its_own_input_size() -> None:
+    teacher = Teacher(detector(), imgsz=128)
+    assert [tuple(f.shape[-2:]) for f in teacher(torch.rand(1, 3, 64, 64)).feats] == [(16, 16), (8, 8), (4, 4)]
+    assert [tuple(f.shape[-2:]) for f in teacher(torch.rand(1, 3, 64, 32)).feats] == [(16, 8), (8, 4), (4, 2)]
+    small = Teacher(detector(), imgsz=32)
+    assert [tuple(f.shape[-2:]) for f in small(torch.rand(1, 3, 64, 64)).feats] == [(4, 4), (2, 2), (1, 1)]
+
+
+def test_resizing_keeps_what_is_seen() -> None:
+    image = torch.zeros(1, 3, 64, 64)
+    image[..., :32] = 1.0
+    resized = Teacher(detector(), imgsz=128)._resize(image)
+    assert resized.shape[-2:] == (128, 128)
+    assert resized[..., :60].min() > 0.99
+    assert resized[..., 68:].max() < 0.01
+
+
+def test_grey_and_colour_teachers() -> None:
+    grey = Teacher(detector(ch=1))
+    assert grey.image_channels == 1
+    assert len(grey(torch.rand(1, 3, 64, 64)).feats) == 3
+    colour = Teacher(detector())
+    one = torch.rand(1, 1, 64, 64)
+    torch.testing.assert_close(colour(one).feats[0], colour(one.expand(-1, 3, -1, -1)).feats[0])
+    with pytest.raises(ValueError, match=r"expects images of 3 channels, got 4.*`channels`"):
+        colour(torch.rand(1, 4, 64, 64))
+
+
+def test_bad_teachers_are_refused() -> None:
+    with pytest.raises(TypeError, match="Expected an Ultralytics detection model"):
+        Teacher(nn.Conv2d(3, 3, 1))
+    with pytest.raises(ValueError, match="teacher_imgsz > 0"):
+        Teacher(detector(), imgsz=0)
+
+
+def test_probing_restores_the_mode_of_every_layer() -> None:
+    model = detector().train()
+    model.model[0].eval()
+    before = [m.training for m in model.modules()]
+    means = [b.clone() for b in model.buffers()]
+    channels, strides = probe_neck(model)
+    assert (channels, strides) == ([64, 128, 256], [8.0, 16.0, 32.0])
+    assert [m.training for m in model.modules()] == before
+    assert all(torch.equal(a, b) for a, b in zip(means, model.buffers(), strict=True))
+
+
+def test_segmentation_models_have_a_neck_but_are_refused_when_loaded() -> None:
+    # The neck alone cannot tell the task: the loader checks it, see tests/test_registry.py.
+    assert Teacher(SegmentationModel("yolo11n-seg.yaml", nc=2, verbose=False)).strides == [8.0, 16.0, 32.0]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ({0: "a"}, "has 1 classes"),
+        ({0: "a", 1: "b", 2: "c"}, "has 3 classes"),
+        ({0: "b", 1: "a"}, "same names in the same order"),
+        ({0: "a", 1: "c"}, "was trained on the classes"),
+    ],
+)
+def test_other_classes_are_refused(teacher: dict[int, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        check_same_classes(teacher, {0: "a", 1: "b"}, "t.pt")
+    assert "t.pt" in str(error.value)
+
+
+def test_equal_classes_pass() -> None:
+    check_same_classes({0: "A ", 1: "b"}, {0: "a", 1: "B"}, "t.pt")
+    check_same_classes({0: "0", 1: "1"}, {0: "a", 1: "b"}, "t.pt")  # placeholders of an untrained model
