@@ -230,7 +230,8 @@ class _Run:
     def __init__(self, out: Path, arguments: dict[str, Any], total: int) -> None:
         self.out, self.arguments, self.total = out, arguments, total
         self.seconds: dict[str, float] = {}
-        self._number, self._begun, self._step_begun = 0, time.monotonic(), 0.0
+        self._number, self._redo = 0, False
+        self._begun, self._step_begun = time.monotonic(), 0.0
         state = out / _STATE
         if state.is_file():
             known = json.loads(state.read_text())
@@ -243,10 +244,11 @@ class _Run:
             raise FileExistsError(f"{out} is not empty and holds no quickstart: name a new folder with out=")
 
     def step(self, title: str, result: Path, work: Callable[[], Any]) -> None:
-        """Do one step unless its result is there from an earlier run."""
+        """Do one step unless its result, and those of all steps before it, are there from an earlier run."""
         self._number += 1
         line = f"[{self._number}/{self.total}] {title}"
-        if title in self.seconds and result.is_file():
+        self._redo = self._redo or title not in self.seconds or not result.is_file()
+        if not self._redo:
             print(f"{line}: done before, in {self.seconds[title]:.0f} s", flush=True)
             return
         print(line, flush=True)

@@ -17,7 +17,7 @@ os.environ.update(
     YOLO_AUTOINSTALL="false",
     MPLBACKEND="Agg",
     WANDB_MODE="disabled",
-    OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "2"),
+    OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),  # tensors are tiny here: threads would only wait
 )
 
 import pytest  # noqa: E402
@@ -27,7 +27,7 @@ from ultralytics.nn.tasks import DetectionModel  # noqa: E402
 from ultralytics.utils import DEFAULT_CFG_DICT, YAML  # noqa: E402
 from ultralytics.utils.checks import check_yaml  # noqa: E402
 
-torch.set_num_threads(min(torch.get_num_threads(), 2))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 settings.update({key: False for key, value in settings.items() if isinstance(value, bool)})
 
 # Stock layouts of two families, narrower than any scale that is shipped, so that a training step takes milliseconds.
@@ -71,10 +71,15 @@ def tiny_teachers(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         model = DetectionModel(config, nc=len(names), verbose=False)
         model.names, model.nc = names, len(names)
         model.task = "detect"
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.momentum = None  # the plain average over all batches seen
         model.train()
         with torch.no_grad():
-            for _ in range(20):
-                model(images)
+            model(images)
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.momentum = 0.03
         paths.append(folder / f"{layout}-tiny.pt")
         train_args = {**DEFAULT_CFG_DICT, "task": "detect", "model": f"{layout}.yaml", "imgsz": 64}
         torch.save({"epoch": -1, "ema": None, "model": model.half().eval(), "train_args": train_args}, paths[-1])

@@ -1,0 +1,50 @@
+"""The README says what the code does: its tables and its commands are held against it."""
+
+import inspect
+import re
+from pathlib import Path
+
+from meddet_yolo.distill.config import DistillConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def keys_table() -> str:
+    """The table of distillation keys, made of the configuration's defaults and docstring."""
+    attributes = inspect.getdoc(DistillConfig).split("Attributes:\n")[1].split("\n\n")[0]
+    meanings = re.findall(r"^    (\w+): ((?:.|\n {8})*)", attributes, re.MULTILINE)
+    defaults = DistillConfig.defaults()
+    assert [name for name, _ in meanings] == list(defaults)
+    rows = [f"| `{name}` | `{defaults[name]}` | {' '.join(text.split())} |" for name, text in meanings]
+    return "\n".join(["| key | default | meaning |", "| --- | --- | --- |", *rows])
+
+
+def between(mark: str) -> str:
+    return README.split(f"<!-- {mark}: begin -->\n")[1].split(f"<!-- {mark}: end -->")[0].strip()
+
+
+def test_every_distillation_key_is_described_with_its_default():
+    assert between("keys") == keys_table()
+
+
+def test_benchmarks_have_a_place():
+    assert "benchmarks/results" in between("benchmarks")
+
+
+def test_local_links_and_scripts_exist():
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)", README) + re.findall(r"^\./([\w-]+)", README, re.MULTILINE)
+    assert {"quickstart", "run-tests", "LICENSE"} <= set(targets)
+    assert not [t for t in targets if not (ROOT / t).exists()]
+
+
+def test_python_example_names_what_exists():
+    import meddet_yolo
+
+    names = re.findall(r"from meddet_yolo import (\w+)", README)
+    assert names
+    assert all(hasattr(meddet_yolo, name) for name in names)
+
+
+def test_it_says_what_it_is_not():
+    assert "no medical device" in README
