@@ -34,6 +34,7 @@ def recipe(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         "imgsz": args.imgsz,
         "epochs": args.epochs,
         "batch": args.batch,
+        "nbs": args.batch,  # no gradient accumulation: few images need many steps
         "optimizer": "AdamW",
         "lr0": 0.002,
         "fliplr": 0.0,  # left and right of a sagittal slice are front and back of the patient
