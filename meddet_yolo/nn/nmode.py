@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from meddet_yolo.nn.nmode_closed import evaluate
+from meddet_yolo.nn.nmode_eval import evaluate, evaluate_scaled
 
 __all__ = ["SOLVERS", "NmODE2", "NmODE2Activation", "integrate_nmode2", "nmode2"]
 
@@ -35,9 +35,11 @@ class _ClosedFormFunction(torch.autograd.Function):
         return evaluate(g, t_end, order)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
         (g,) = ctx.saved_tensors
-        return grad_output * _ClosedFormFunction.apply(g, ctx.t_end, ctx.order + 1), None, None
+        if torch.is_grad_enabled():  # a second backward is wanted
+            return grad_output * _ClosedFormFunction.apply(g, ctx.t_end, ctx.order + 1), None, None
+        return evaluate_scaled(g, ctx.t_end, ctx.order + 1, grad_output), None, None
 
 
 def nmode2(g: Tensor, t_end: float = 1.0) -> Tensor:
@@ -62,8 +64,11 @@ def nmode2(g: Tensor, t_end: float = 1.0) -> Tensor:
         tensor([0.5531, 0.0537, 0.0537])
     """
     _check_state(g)
-    if isinstance(t_end, Tensor):
-        raise TypeError("nmode2 takes t_end as a plain number; for a learned t_end use integrate_nmode2(g, t_end=...).")
+    if not isinstance(t_end, (int, float)):
+        raise TypeError(
+            f"Expected t_end to be a number but got {type(t_end).__name__}; "
+            "a learned t_end needs integrate_nmode2(g, t_end=...)."
+        )
     if torch.jit.is_tracing():  # the tracer and the ONNX exporter see ordinary differentiable operations
         return evaluate(g, float(t_end), 0)
     result: Tensor = _ClosedFormFunction.apply(g, float(t_end), 0)

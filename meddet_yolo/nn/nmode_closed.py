@@ -1,9 +1,10 @@
-"""Closed form of nmODE²: y(t_end) as a function of g, built once for each t_end.
+"""Closed form of nmODE²: y(t_end) as a function f of g, and the tables that evaluate it.
 
 With y(0) = 0 and a fixed t_end, ``y' = -y + sin²(y + cos²(y + g))`` makes y(t_end) a smooth scalar function f of g with
-period pi. It is solved here once in float64 on a grid over one period; its Fourier series is then exact to about 1e-12
-and gives every other form: the lookup table of the eager CPU path and the pointwise form for graphs. The paper solves
-the ODE for every element; this shortcut is our own.
+period pi. It is solved here once, in float64 on a grid over one period; its Fourier series is then exact to about 1e-12
+and gives f, its derivatives, and the lookup tables that evaluate them fast. The paper solves the ODE for every element;
+this shortcut is our own. Everything here is NumPy, so that a build inside a tracer, a compiler or inference mode is the
+same as anywhere else; `meddet_yolo.nn.nmode_eval` runs the result in PyTorch.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-FloatArray = npt.NDArray[np.float64]
-ComplexArray = npt.NDArray[np.complex128]
+FloatArray = npt.NDArray[np.floating[Any]]
 
 MAX_HARMONICS = 1024
-_SERIES_TOLERANCE = 1e-13
+MAX_TABLE_SIZE = 2**17
+_TAIL_TOLERANCE = 1e-12
+_FLOAT32_EPS = 2.0**-24
+# Widest interpolation and quantisation error accepted for f and for f', relative to max(1, max|f|); the promise for
+# t_end = 1 is 1e-6 for values and 1e-5 for gradients, rounding in float32 included.
+_TABLE_TOLERANCE = (3.5e-7, 2.5e-6)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,34 +35,76 @@ class ClosedForm:
     Attributes:
         t_end: End of the integration interval, y(0) = 0.
         coefficients: Complex array of shape (K + 1,): f(g) = Re sum_k coefficients[k] exp(2ikg).
-        series_error: Bound on |series - f|: solver error, aliasing and truncation.
+        error: Bound on |series - f|: solver error, aliasing and truncation together.
     """
 
     t_end: float
-    coefficients: ComplexArray
-    series_error: float
+    coefficients: npt.NDArray[np.complex128]
+    error: float
 
-    def derivative(self, order: int) -> ComplexArray:
-        """Coefficients of the derivative of the given order, shape (K + 1,)."""
-        harmonics = np.arange(len(self.coefficients))
-        return self.coefficients * (2j * harmonics) ** order
+    def series(self, order: int) -> npt.NDArray[np.complex128]:
+        """Fourier coefficients of the derivative of the given order, shape (K + 1,)."""
+        return self.coefficients * (2j * np.arange(len(self.coefficients))) ** order
 
-    def evaluate(self, g: FloatArray, order: int = 0) -> FloatArray:
+    def __call__(self, g: FloatArray, order: int = 0) -> FloatArray:
         """Value of f, or of its derivative of the given order, at g in float64."""
-        return np.polynomial.polynomial.polyval(np.exp(2j * g), self.derivative(order)).real
+        return np.asarray(np.polynomial.polynomial.polyval(np.exp(2j * g), self.series(order)).real)
 
-    def truncated(self, order: int, tolerance: float) -> ComplexArray:
-        """The shortest head of ``derivative(order)`` whose tail sums to at most ``tolerance``."""
-        coefficients = self.derivative(order)
-        tail = np.cumsum(np.abs(coefficients[::-1]))[::-1]
-        return coefficients[: max(1, int(np.count_nonzero(tail > tolerance)))]
+    def maximum(self, order: int) -> float:
+        """Bound on max |derivative of the given order|.
+
+        A trigonometric polynomial of degree K sampled at M > 2K equal steps exceeds its largest sample by at most the
+        factor 1 / cos(pi K / M) (Ehlich and Zeller).
+        """
+        degree = len(self.coefficients) - 1
+        points = 8 * (degree + 1)
+        samples = self(np.arange(points) * (np.pi / points), order)
+        return float(np.abs(samples).max() / math.cos(math.pi * degree / points))
+
+
+@dataclass(frozen=True, eq=False)
+class PackedTable:
+    """One int32 word per grid point that holds both the value and the slope of a derivative of f.
+
+    With x = g * size / pi, k = round(x) and word = words[k mod size]::
+
+        value = word * value_unit + value_origin
+        slope = (word mod 2**slope_bits) * slope_unit + slope_origin
+        result = value + (x - k) * slope
+
+    so that one load an element suffices. The low bits carry the slope; the value is rounded around them.
+
+    Attributes:
+        words: int32 array of shape (size,).
+        slope_bits: Number of low bits that carry the slope.
+        value_unit: Value of one unit of the word.
+        value_origin: Value of the word 0.
+        slope_unit: Slope (per grid step) of one unit of the low bits.
+        slope_origin: Slope (per grid step) of the low bits 0.
+        table_error: Bound on the error of the table itself: series, interpolation and quantisation.
+        error: Bound on the absolute error in float32 arithmetic, range reduction included.
+    """
+
+    words: npt.NDArray[np.int32]
+    slope_bits: int
+    value_unit: float
+    value_origin: float
+    slope_unit: float
+    slope_origin: float
+    table_error: float
+    error: float
+
+    @property
+    def size(self) -> int:
+        """Number of grid points over one period, a power of two."""
+        return len(self.words)
 
 
 def _solve(g: FloatArray, t_end: float, steps: int) -> FloatArray:
     """Classical fourth-order Runge-Kutta from y(0) = 0."""
 
     def slope(y: FloatArray) -> FloatArray:
-        return -y + np.sin(y + np.cos(y + g) ** 2) ** 2
+        return np.asarray(np.sin(y + np.cos(y + g) ** 2) ** 2 - y)
 
     h = t_end / steps
     y = np.zeros_like(g)
@@ -71,57 +117,139 @@ def _solve(g: FloatArray, t_end: float, steps: int) -> FloatArray:
     return y
 
 
+def _grid(points: int) -> FloatArray:
+    return np.arange(points, dtype=np.float64) * (np.pi / points)
+
+
 @lru_cache(maxsize=32)
 def closed_form(t_end: float) -> ClosedForm:
-    """Build the closed form for ``t_end`` (about 0.1 s at t_end = 1, then cached).
+    """Solve nmODE² over one period of g and expand it (0.1 s at t_end = 1, then cached).
 
     Args:
         t_end: End of the integration interval, positive and finite.
 
+    Returns:
+        The series with its error bound.
+
     Raises:
         ValueError: If ``t_end`` is not positive and finite, or so long that f has no short series any more.
+
+    Examples:
+        >>> form = closed_form(1.0)
+        >>> form.error < 1e-11, round(float(form(np.array([0.0]))[0]), 6)
+        (True, 0.553097)
     """
     if not (math.isfinite(t_end) and t_end > 0):
         raise ValueError(f"t_end must be a positive finite number, got {t_end}; the state starts at y(0) = 0.")
-    steps = max(64, math.ceil(512 * t_end))
-    points = 256
-    while True:
-        g = np.arange(points) * (np.pi / points)
-        coarse, fine = _solve(g, t_end, steps), _solve(g, t_end, 2 * steps)
-        solver_error = float(np.abs(fine - coarse).max()) / 15
+    steps = max(32, math.ceil(256 * t_end))
+    points = 128
+    while points <= 4 * MAX_HARMONICS:
+        fine = _solve(_grid(points), t_end, 2 * steps)
         spectrum = np.fft.rfft(fine) / points
         tail = float(np.abs(spectrum[points // 4 :]).sum())
-        if tail < _SERIES_TOLERANCE * points:
+        if tail < _TAIL_TOLERANCE:
             break
         points *= 2
-        if points > 4 * MAX_HARMONICS:
-            raise ValueError(
-                f"nmODE² with t_end={t_end} needs more than {MAX_HARMONICS} harmonics, too many for the closed form; "
-                "use a shorter t_end or solver='dopri5'."
-            )
-    coefficients = 2 * spectrum[: points // 2]
+    else:
+        raise ValueError(
+            f"nmODE² with t_end={t_end:g} needs more than {MAX_HARMONICS} harmonics, too many for the closed form; "
+            "choose a shorter t_end or solver='dopri5'."
+        )
+    solver_error = float(np.abs(fine - _solve(_grid(points), t_end, steps)).max()) / 15
+    kept = points // 2 if tail > 0 else 1
+    magnitude = np.cumsum(np.abs(spectrum[::-1]))[::-1]
+    kept = min(kept, max(2, int(np.count_nonzero(magnitude > _TAIL_TOLERANCE / 10))))
+    coefficients = 2 * spectrum[:kept]
     coefficients[0] /= 2
-    return ClosedForm(t_end, coefficients, solver_error + 4 * tail)
+    return ClosedForm(t_end, coefficients, solver_error + 4 * tail + 2 * float(magnitude[kept]))
 
 
-@torch.compiler.assume_constant_result
-def _constants(t_end: float, order: int) -> list[tuple[float, float]]:
-    """Cosine and sine coefficients of the pointwise form, lowest harmonic first."""
-    head = closed_form(t_end).truncated(order, 1e-7 if order == 0 else 1e-6)
-    return [(float(c.real), float(-c.imag)) for c in head]
+@lru_cache(maxsize=64)
+def packed_table(t_end: float, order: int) -> PackedTable:
+    """The smallest packed table of f (order 0) or f' (order 1) within its tolerance.
+
+    Args:
+        t_end: End of the integration interval.
+        order: 0 for f, 1 for f'.
+
+    Raises:
+        ValueError: If ``t_end`` is invalid, or f too steep for a table of `MAX_TABLE_SIZE` entries.
+    """
+    form = closed_form(t_end)
+    tolerance = _TABLE_TOLERANCE[order] * max(1.0, form.maximum(order))
+    bends = (form.maximum(order + 2), form.maximum(order + 3))
+    size = 1024
+    while size <= MAX_TABLE_SIZE:
+        table = min(
+            (_pack(form, order, size, bits, bends) for bits in range(8, 14)), key=lambda table: table.table_error
+        )
+        if table.table_error <= tolerance:
+            return table
+        size *= 2
+    raise ValueError(
+        f"nmODE² with t_end={t_end:g} is too steep for a lookup table of {MAX_TABLE_SIZE} entries; "
+        "choose a shorter t_end or solver='dopri5'."
+    )
 
 
-def evaluate(g: Tensor, t_end: float, order: int) -> Tensor:
-    """Derivative number ``order`` of f at g, in g's dtype."""
-    work = g.float() if g.dtype in (torch.float16, torch.bfloat16) else g
-    turns = torch.round(work * (1 / math.pi))
-    reduced = ((work - turns * 3.140625) - turns * 9.67502593994140625e-4) - turns * 1.509957990978376432e-7
-    cos, sin = torch.cos(2 * reduced), torch.sin(2 * reduced)
-    twice = 2 * cos
-    constants = _constants(t_end, order)
-    even, even_next = torch.zeros_like(cos), torch.zeros_like(cos)
-    odd, odd_next = torch.zeros_like(cos), torch.zeros_like(cos)
-    for a, b in reversed(constants[1:]):
-        even, even_next = a + twice * even - even_next, even
-        odd, odd_next = b + twice * odd - odd_next, odd
-    return (constants[0][0] + cos * even - even_next + sin * odd).to(g.dtype)
+def _pack(form: ClosedForm, order: int, size: int, slope_bits: int, bends: tuple[float, float]) -> PackedTable:
+    """Quantise values and slopes on ``size`` points; ``bends`` bounds the second and third derivative."""
+    step = math.pi / size
+    grid = _grid(size)
+    # Half the largest parabola term moves into the value, which halves the interpolation error.
+    values = form(grid, order) + form(grid, order + 2) * step**2 / 16
+    slopes = form(grid, order + 1) * step
+    levels = 2**slope_bits
+    slope_origin = float(slopes.min())
+    slope_unit = float(slopes.max() - slope_origin) / (levels - 1)
+    codes = np.round((slopes - slope_origin) / slope_unit)
+    # One step of 2**slope_bits stays free at either end, so that rounding around the codes cannot overflow.
+    value_unit = float(values.max() - values.min()) / (2**32 - 4 * levels)
+    value_origin = float(values.min()) + (2**31 - 2 * levels) * value_unit
+    words = np.round(((values - value_origin) / value_unit - codes) / levels) * levels + codes
+    interpolation = bends[0] * step**2 / 16 + bends[1] * step**3 / 48
+    quantisation = value_unit * levels / 2 + slope_unit / 4
+    steepest = form.maximum(order + 1)
+    rounding = _FLOAT32_EPS * (4 * form.maximum(order) + steepest * math.pi / 2)
+    table_error = float(form.error * (2 * len(form.coefficients)) ** order + interpolation + quantisation)
+    return PackedTable(
+        words=words.astype(np.int32),
+        slope_bits=slope_bits,
+        value_unit=value_unit,
+        value_origin=value_origin,
+        slope_unit=slope_unit,
+        slope_origin=slope_origin,
+        table_error=table_error,
+        error=table_error + rounding,
+    )
+
+
+def plain_table(t_end: float, order: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Values and slopes per grid step, for graphs that have no integer masks.
+
+    Both are float32 of odd length; the middle entry lies at g = 0 and neighbours are pi / size apart, with the size of
+    `packed_table`. They cover [-pi/2, pi/2] and a margin for what float32 range reduction leaves outside it.
+    """
+    size = packed_table(t_end, order).size
+    step = math.pi / size
+    half = size // 2 + 64
+    grid = np.arange(-half, half + 1) * step
+    form = closed_form(t_end)
+    values = form(grid, order) + form(grid, order + 2) * step**2 / 16
+    return values.astype(np.float32), (form(grid, order + 1) * step).astype(np.float32)
+
+
+def sixteen_bit_values(patterns: FloatArray, t_end: float, order: int) -> FloatArray:
+    """Values of f (order 0) or f' (order 1) at numbers that a 16-bit float can take; NaN where not finite.
+
+    f has zeros of order four at odd multiples of pi/2. Near them the series is right in absolute terms only, so f is
+    solved there point by point: the rounded result is then within half a unit in the last place everywhere.
+    """
+    form = closed_form(t_end)
+    finite = np.isfinite(patterns)
+    result = np.full(patterns.shape, np.nan)
+    result[finite] = form(patterns[finite], order)
+    if order == 0:
+        near_zero = finite & (np.abs(np.cos(np.where(finite, patterns, 0.0))) < 0.2)
+        result[near_zero] = _solve(patterns[near_zero], t_end, max(32, math.ceil(256 * t_end)))
+    return result

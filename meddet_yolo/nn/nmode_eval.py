@@ -1,0 +1,297 @@
+"""Evaluation of the closed form of nmODE² in PyTorch: one function, a path for each situation.
+
+- float32 on the CPU, eager: one packed table (`PackedTable`), walked in pieces that stay in the cache.
+- float16 and bfloat16: an input has 65,536 possible values, so the correctly rounded result is a table of that length.
+- torch.compile and other devices: the same tables as one pointwise expression; on CUDA a fused Triton kernel.
+- TorchScript tracing and ONNX export: ordinary Round, Mul, Gather nodes, no custom operator.
+- float64 and higher derivatives: the Fourier series itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from meddet_yolo.nn.nmode_closed import closed_form, packed_table, plain_table, sixteen_bit_values
+
+SIXTEEN_BIT = (torch.float16, torch.bfloat16)
+
+# Pi in parts of few bits (Cody and Waite): a multiple of each of the first two is exact in float32 up to |g| of 2e4.
+PI_PARTS = (3.140625, 9.67502593994140625e-4, 1.509957990978376432e-7)
+# Adding this to a float32 below 2**22 in magnitude rounds it to an integer, which then sits in the low mantissa bits.
+ROUNDING_SHIFT = 1.5 * 2.0**23
+# Elements of one piece per thread: small enough for the cache, large enough to hide the cost of a call.
+_PIECE = 65536
+# torch.index_select is the faster lookup but runs on one thread; torch.take runs on all of them.
+_THREADS_FOR_TAKE = 4
+
+
+def evaluate(g: Tensor, t_end: float, order: int) -> Tensor:
+    """The derivative of f of the given order at g, in the shape, dtype and memory format of g.
+
+    Args:
+        g: Floating-point tensor of any shape.
+        t_end: End of the integration interval.
+        order: 0 for f, 1 for f', and so on.
+    """
+    if torch.jit.is_tracing():
+        return _series(g, t_end, order) if order > 1 else _exportable(g, t_end, order)
+    if g.dtype == torch.float64 or order > 1:
+        return _series(g, t_end, order)
+    if not torch.compiler.is_compiling() and type(g) in (Tensor, torch.nn.Parameter):
+        if g.device.type == "cpu":
+            return _eager(g, t_end, order, None)
+        if g.device.type == "cuda" and _has_triton():
+            from meddet_yolo.nn.nmode_triton import launch
+
+            return launch(g, t_end, order, None)
+    return _pointwise(g, t_end, order)
+
+
+def evaluate_scaled(g: Tensor, t_end: float, order: int, scale: Tensor) -> Tensor:
+    """``scale * evaluate(g, t_end, order)`` without autograd and without the intermediate where the path allows it."""
+    same = scale.dtype == g.dtype and scale.device == g.device and type(scale) is Tensor
+    if same and order <= 1 and g.dtype != torch.float64 and not torch.compiler.is_compiling():
+        if g.device.type == "cpu":
+            return _eager(g, t_end, order, scale)
+        if g.device.type == "cuda" and _has_triton():
+            from meddet_yolo.nn.nmode_triton import launch
+
+            return launch(g, t_end, order, scale)
+    return scale * evaluate(g, t_end, order)
+
+
+@lru_cache(maxsize=1)
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables as tensors
+
+
+class _TensorCache:
+    """Tables per (t_end, order, kind, device), filled on demand; never with a tracer's stand-in for a tensor."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[tuple[object, ...], Tensor] = {}
+
+    def get(self, key: tuple[object, ...], device: torch.device, build: Callable[[], Tensor]) -> Tensor:
+        tensor = self._tensors.get((*key, device))
+        if tensor is None:
+            with torch.inference_mode(False), torch.no_grad():
+                tensor = build().to(device)
+            if type(tensor) is Tensor:
+                self._tensors[(*key, device)] = tensor
+        return tensor
+
+
+_CACHE = _TensorCache()
+
+
+@torch.compiler.assume_constant_result
+def packed_words(t_end: float, order: int, device: torch.device) -> Tensor:
+    """Words of the packed table as an int32 tensor of shape (size,)."""
+    return _CACHE.get(("packed", t_end, order), device, lambda: torch.from_numpy(packed_table(t_end, order).words))
+
+
+@torch.compiler.assume_constant_result
+def packed_constants(t_end: float, order: int) -> tuple[int, int, float, float, float, float]:
+    """Size, slope mask, value unit, value origin, slope unit and slope origin of the packed table."""
+    table = packed_table(t_end, order)
+    mask = 2**table.slope_bits - 1
+    return table.size, mask, table.value_unit, table.value_origin, table.slope_unit, table.slope_origin
+
+
+@torch.compiler.assume_constant_result
+def sixteen_bit_table(t_end: float, order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Results for the bit patterns -32768 ... 32767 of a 16-bit float, shape (65536,)."""
+
+    def build() -> Tensor:
+        bits = torch.from_numpy(np.arange(-32768, 32768).astype(np.int16))
+        inputs = bits.view(dtype).double().numpy()
+        return torch.from_numpy(sixteen_bit_values(inputs, t_end, order)).to(dtype)
+
+    return _CACHE.get(("sixteen", t_end, order, dtype), device, build)
+
+
+def _plain_tensors(t_end: float, order: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Values and slopes of the plain table."""
+    build = partial(plain_table, t_end, order)
+    values = _CACHE.get(("values", t_end, order), device, lambda: torch.from_numpy(build()[0]))
+    slopes = _CACHE.get(("slopes", t_end, order), device, lambda: torch.from_numpy(build()[1]))
+    return values, slopes
+
+
+@torch.compiler.assume_constant_result
+def _series_constants(t_end: float, order: int) -> list[tuple[float, float]]:
+    """Cosine and sine coefficients of the series, lowest harmonic first."""
+    return [(float(c.real), float(-c.imag)) for c in closed_form(t_end).series(order)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Forms for graphs
+
+
+def _reduced(g: Tensor) -> Tensor:
+    """Subtract the nearest multiple of pi."""
+    turns = torch.round(g * (1 / math.pi))
+    for part in PI_PARTS:
+        g = g - turns * part
+    return g
+
+
+def _pointwise(g: Tensor, t_end: float, order: int) -> Tensor:
+    """Table lookup as one chain of pointwise operations and a single gather, to be fused by a compiler."""
+    if g.dtype in SIXTEEN_BIT:
+        index = g.view(torch.int16).to(torch.int64) + 32768
+        return _lookup(sixteen_bit_table(t_end, order, g.dtype, g.device), index)
+    size, mask, value_unit, value_origin, slope_unit, slope_origin = packed_constants(t_end, order)
+    x = _reduced(g) * (size / math.pi)
+    k = torch.round(x)
+    word = _lookup(packed_words(t_end, order, g.device), k.to(torch.int64) & (size - 1))
+    value = word.to(g.dtype) * value_unit + value_origin
+    slope = (word & mask).to(g.dtype) * slope_unit + slope_origin
+    return (x - k) * slope + value  # x first: the sum takes its memory format from its first operand
+
+
+def _lookup(table: Tensor, index: Tensor) -> Tensor:
+    """``table[index]`` for an index that is in range, without the checks that a compiled ``table[index]`` carries."""
+    if index.dim() == 0:
+        return _lookup(table, index.reshape(1)).reshape(())
+    return torch.gather(table.expand(*index.shape[:-1], -1), -1, index)
+
+
+def _exportable(g: Tensor, t_end: float, order: int) -> Tensor:
+    """Linear interpolation in a table, in operations that every ONNX runtime has; float32 inside."""
+    values, slopes = _plain_tensors(t_end, order, g.device)
+    half = values.numel() // 2
+    x = _reduced(g.float()) * (packed_table(t_end, order).size / math.pi)
+    k = torch.round(x)
+    # NaN and huge |g| have no index: without the limits a runtime would stop there, with them x - k carries the NaN.
+    index = (k + half).to(torch.int32).clamp(0, 2 * half).to(torch.int64)
+    # A flat index makes this GatherElements, several times faster in ONNX Runtime than Gather.
+    value, slope = (torch.gather(table, 0, index.reshape(-1)).reshape(g.shape) for table in (values, slopes))
+    return ((x - k) * slope + value).to(g.dtype)
+
+
+def _series(g: Tensor, t_end: float, order: int) -> Tensor:
+    """The Fourier series by Clenshaw's recurrence."""
+    work = g.float() if g.dtype in SIXTEEN_BIT else g
+    constants = _series_constants(t_end, order)
+    cos, sin = torch.cos(2 * work), torch.sin(2 * work)
+    twice = 2 * cos
+    even, even_next = torch.zeros_like(cos), torch.zeros_like(cos)
+    odd, odd_next = even, even_next
+    for a, b in reversed(constants[1:]):
+        even, even_next = a + twice * even - even_next, even
+        odd, odd_next = b + twice * odd - odd_next, odd
+    return (constants[0][0] + cos * even - even_next + sin * odd).to(g.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Eager CPU path
+
+
+@lru_cache(maxsize=1)
+def _alpha_is_fused() -> bool:
+    """Whether ``torch.add(a, b, alpha=c)`` rounds once on this CPU, as a fused multiply-add does."""
+    b = torch.full((67,), 1 + 2.0**-12)
+    product = torch.add(torch.full((67,), -(1 + 2.0**-11)), b, alpha=1 + 2.0**-12)
+    return bool((product == 2.0**-24).all())
+
+
+def _eager(g: Tensor, t_end: float, order: int, scale: Tensor | None) -> Tensor:
+    """Lookup piece by piece in reused buffers: the only full-sized tensor made is the result."""
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        g = g.detach()
+        dims = sorted(range(g.dim()), key=lambda d: (-g.stride()[d], d))
+        if not g.permute(dims).is_contiguous():
+            g, dims = g.contiguous(), list(range(g.dim()))
+        out = torch.empty_like(g)
+        if scale is not None and scale.stride() != g.stride():
+            scale = torch.empty_like(g).copy_(scale)
+        piece = _PIECE * torch.get_num_threads()
+        pieces = [tensor.permute(dims).reshape(-1).split(piece) for tensor in (g, out)]
+        scales = [None] * len(pieces[0]) if scale is None else scale.detach().permute(dims).reshape(-1).split(piece)
+        walk: type[_SixteenBitWalk] | type[_PackedWalk] = _SixteenBitWalk if g.dtype in SIXTEEN_BIT else _PackedWalk
+        walker = walk(t_end, order, min(piece, g.numel()), g.dtype)
+        for source, target, factor in zip(*pieces, scales, strict=True):
+            walker(source, target)
+            if factor is not None:
+                target.mul_(factor)
+    return out
+
+
+def _select(table: Tensor, index: Tensor, out: Tensor) -> None:
+    if index.dtype == torch.int64:
+        torch.take(table, index, out=out)
+    else:
+        torch.index_select(table, 0, index, out=out)
+
+
+def _index_dtype() -> torch.dtype:
+    return torch.int64 if torch.get_num_threads() > _THREADS_FOR_TAKE else torch.int32
+
+
+class _SixteenBitWalk:
+    """Lookup by bit pattern."""
+
+    def __init__(self, t_end: float, order: int, length: int, dtype: torch.dtype) -> None:
+        self.table = sixteen_bit_table(t_end, order, dtype, torch.device("cpu"))
+        self.index = torch.empty(length, dtype=_index_dtype())
+
+    def __call__(self, g: Tensor, out: Tensor) -> None:
+        index = self.index[: len(g)].copy_(g.view(torch.int16)).add_(32768)
+        _select(self.table, index, out)
+
+
+class _PackedWalk:
+    """Range reduction, one lookup and a linear interpolation, as in `PackedTable`."""
+
+    def __init__(self, t_end: float, order: int, length: int, dtype: torch.dtype) -> None:
+        self.size, mask, self.value_unit, value_origin, self.slope_unit, slope_origin = packed_constants(t_end, order)
+        self.words = packed_words(t_end, order, torch.device("cpu"))
+        self.low_bits = torch.tensor(mask, dtype=torch.int32)
+        self.period = torch.tensor(self.size - 1, dtype=torch.int32)
+        self.value_origin, self.slope_origin = torch.tensor(value_origin), torch.tensor(slope_origin)
+        self.shift = torch.tensor(ROUNDING_SHIFT)
+        per_radian = self.size / math.pi
+        self.scale = float(np.float32(per_radian))
+        self.scale_rest = per_radian - self.scale
+        # Within this radius one multiplication finds the grid point; outside, the argument is reduced first.
+        radius = 2.0**21 / per_radian if _alpha_is_fused() else 4.0
+        self.radius = radius
+        self.buffers = [torch.empty(length) for _ in range(3)]
+        self.long_index = torch.empty(length if _index_dtype() == torch.int64 else 0, dtype=torch.int64)
+
+    def __call__(self, g: Tensor, out: Tensor) -> None:
+        x, slope, spare = (buffer[: len(g)] for buffer in self.buffers)
+        index, word = spare.view(torch.int32), out.view(torch.int32)
+        if not self._is_near(g):
+            g = torch.atan2(torch.sin(g.double()), torch.cos(g.double())).float()
+        torch.add(self.shift, g, alpha=self.scale, out=x)
+        torch.bitwise_and(x.view(torch.int32), self.period, out=index)
+        torch.sub(self.shift, x, out=x)
+        x.add_(g, alpha=self.scale).add_(g, alpha=self.scale_rest)
+        if len(self.long_index):
+            torch.take(self.words, self.long_index[: len(g)].copy_(index), out=word)
+        else:
+            torch.index_select(self.words, 0, index, out=word)
+        slope.copy_(torch.bitwise_and(word, self.low_bits, out=index))
+        torch.add(self.slope_origin, slope, alpha=self.slope_unit, out=slope)
+        torch.add(self.value_origin, spare.copy_(word), alpha=self.value_unit, out=out)
+        out.addcmul_(x, slope)
+
+    def _is_near(self, g: Tensor) -> bool:
+        """Whether every |g| is within the radius; the sum of squares decides most cases in one cheap pass."""
+        if float(torch.dot(g, g)) <= self.radius**2:
+            return True
+        low, high = torch.aminmax(g)
+        return bool(low >= -self.radius) and bool(high <= self.radius)
