@@ -81,7 +81,6 @@ class PackedTable:
         value_origin: Value of the word 0.
         slope_unit: Slope (per grid step) of one unit of the low bits.
         slope_origin: Slope (per grid step) of the low bits 0.
-        table_error: Bound on the error of the table itself: series, interpolation and quantisation.
         error: Bound on the absolute error in float32 arithmetic, range reduction included.
     """
 
@@ -91,13 +90,32 @@ class PackedTable:
     value_origin: float
     slope_unit: float
     slope_origin: float
-    table_error: float
     error: float
 
     @property
     def size(self) -> int:
         """Number of grid points over one period, a power of two."""
         return len(self.words)
+
+
+@dataclass(frozen=True, eq=False)
+class PlainTable:
+    """Values and slopes in separate float32 arrays, for graphs whose runtimes have no cheap integer masks.
+
+    Entry j lies at g = (j - len(values) // 2) * pi / size. The entries cover [-pi/2, pi/2] and a margin for what range
+    reduction in float32 leaves outside it.
+
+    Attributes:
+        size: Number of entries over one period.
+        values: Values of shape (L,).
+        slopes: Slopes per grid step of shape (L,).
+        error: Bound on the absolute error in float32 arithmetic, range reduction included.
+    """
+
+    size: int
+    values: npt.NDArray[np.float32]
+    slopes: npt.NDArray[np.float32]
+    error: float
 
 
 def _solve(g: FloatArray, t_end: float, steps: int) -> FloatArray:
@@ -176,29 +194,22 @@ def packed_table(t_end: float, order: int) -> PackedTable:
         ValueError: If ``t_end`` is invalid, or f too steep for a table of `MAX_TABLE_SIZE` entries.
     """
     form = closed_form(t_end)
-    tolerance = _TABLE_TOLERANCE[order] * max(1.0, form.maximum(order))
-    bends = (form.maximum(order + 2), form.maximum(order + 3))
+    tolerance, rounding = _tolerance(form, order), _rounding_error(form, order)
     size = 1024
     while size <= MAX_TABLE_SIZE:
-        table = min(
-            (_pack(form, order, size, bits, bends) for bits in range(8, 14)), key=lambda table: table.table_error
-        )
-        if table.table_error <= tolerance:
-            return table
+        interpolation = _interpolation_error(form, order, size)
+        if interpolation < tolerance:
+            knots = _knots(form, order, size, np.arange(size))
+            candidates = (_pack(*knots, slope_bits, interpolation + rounding) for slope_bits in range(8, 14))
+            table = min(candidates, key=lambda table: table.error)
+            if table.error - rounding <= tolerance:
+                return table
         size *= 2
-    raise ValueError(
-        f"nmODE² with t_end={t_end:g} is too steep for a lookup table of {MAX_TABLE_SIZE} entries; "
-        "choose a shorter t_end or solver='dopri5'."
-    )
+    raise ValueError(_too_steep(t_end))
 
 
-def _pack(form: ClosedForm, order: int, size: int, slope_bits: int, bends: tuple[float, float]) -> PackedTable:
-    """Quantise values and slopes on ``size`` points; ``bends`` bounds the second and third derivative."""
-    step = math.pi / size
-    grid = _grid(size)
-    # Half the largest parabola term moves into the value, which halves the interpolation error.
-    values = form(grid, order) + form(grid, order + 2) * step**2 / 16
-    slopes = form(grid, order + 1) * step
+def _pack(values: FloatArray, slopes: FloatArray, slope_bits: int, error: float) -> PackedTable:
+    """Quantise knots into words; ``error`` is what the knots are wrong by before that."""
     levels = 2**slope_bits
     slope_origin = float(slopes.min())
     slope_unit = float(slopes.max() - slope_origin) / (levels - 1)
@@ -207,11 +218,7 @@ def _pack(form: ClosedForm, order: int, size: int, slope_bits: int, bends: tuple
     value_unit = float(values.max() - values.min()) / (2**32 - 4 * levels)
     value_origin = float(values.min()) + (2**31 - 2 * levels) * value_unit
     words = np.round(((values - value_origin) / value_unit - codes) / levels) * levels + codes
-    interpolation = bends[0] * step**2 / 16 + bends[1] * step**3 / 48
     quantisation = value_unit * levels / 2 + slope_unit / 4
-    steepest = form.maximum(order + 1)
-    rounding = _FLOAT32_EPS * (4 * form.maximum(order) + steepest * math.pi / 2)
-    table_error = float(form.error * (2 * len(form.coefficients)) ** order + interpolation + quantisation)
     return PackedTable(
         words=words.astype(np.int32),
         slope_bits=slope_bits,
@@ -219,24 +226,64 @@ def _pack(form: ClosedForm, order: int, size: int, slope_bits: int, bends: tuple
         value_origin=value_origin,
         slope_unit=slope_unit,
         slope_origin=slope_origin,
-        table_error=table_error,
-        error=table_error + rounding,
+        error=error + quantisation,
     )
 
 
-def plain_table(t_end: float, order: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Values and slopes per grid step, for graphs that have no integer masks.
+@lru_cache(maxsize=64)
+def plain_table(t_end: float, order: int) -> PlainTable:
+    """The smallest plain table of f (order 0) or f' (order 1) within its tolerance.
 
-    Both are float32 of odd length; the middle entry lies at g = 0 and neighbours are pi / size apart, with the size of
-    `packed_table`. They cover [-pi/2, pi/2] and a margin for what float32 range reduction leaves outside it.
+    Args:
+        t_end: End of the integration interval.
+        order: 0 for f, 1 for f'.
+
+    Raises:
+        ValueError: If ``t_end`` is invalid, or f too steep for a table of `MAX_TABLE_SIZE` entries.
     """
-    size = packed_table(t_end, order).size
-    step = math.pi / size
-    half = size // 2 + 64
-    grid = np.arange(-half, half + 1) * step
     form = closed_form(t_end)
-    values = form(grid, order) + form(grid, order + 2) * step**2 / 16
-    return values.astype(np.float32), (form(grid, order + 1) * step).astype(np.float32)
+    size = 1024
+    while _interpolation_error(form, order, size) > _tolerance(form, order):
+        size *= 2
+        if size > MAX_TABLE_SIZE:
+            raise ValueError(_too_steep(t_end))
+    half = size // 2 + 64
+    values, slopes = _knots(form, order, size, np.arange(-half, half + 1))
+    error = _interpolation_error(form, order, size) + _rounding_error(form, order)
+    return PlainTable(size, values.astype(np.float32), slopes.astype(np.float32), error)
+
+
+def _tolerance(form: ClosedForm, order: int) -> float:
+    return _TABLE_TOLERANCE[order] * max(1.0, form.maximum(order))
+
+
+def _too_steep(t_end: float) -> str:
+    return (
+        f"nmODE² with t_end={t_end:g} is too steep for a lookup table of {MAX_TABLE_SIZE} entries; "
+        "choose a shorter t_end or solver='dopri5'."
+    )
+
+
+def _knots(form: ClosedForm, order: int, size: int, indices: npt.NDArray[np.intp]) -> tuple[FloatArray, FloatArray]:
+    """Values and slopes per grid step for an interpolation that uses the nearest knot.
+
+    Half the largest parabola term moves into the value, which halves the interpolation error.
+    """
+    step = math.pi / size
+    g = indices * step
+    return form(g, order) + form(g, order + 2) * step**2 / 16, form(g, order + 1) * step
+
+
+def _interpolation_error(form: ClosedForm, order: int, size: int) -> float:
+    """Bound on the error of `_knots` in exact arithmetic, the error of the series included."""
+    step = math.pi / size
+    series = form.error * (2 * len(form.coefficients)) ** order
+    return series + form.maximum(order + 2) * step**2 / 16 + form.maximum(order + 3) * step**3 / 48
+
+
+def _rounding_error(form: ClosedForm, order: int) -> float:
+    """Bound on what float32 arithmetic adds: a reduced argument of up to pi/2 and a few roundings of the value."""
+    return _FLOAT32_EPS * (form.maximum(order + 1) * math.pi / 2 + 4 * form.maximum(order))
 
 
 def sixteen_bit_values(patterns: FloatArray, t_end: float, order: int) -> FloatArray:

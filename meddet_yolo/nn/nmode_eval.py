@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import warnings
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -85,7 +86,8 @@ class _TensorCache:
     def get(self, key: tuple[object, ...], device: torch.device, build: Callable[[], Tensor]) -> Tensor:
         tensor = self._tensors.get((*key, device))
         if tensor is None:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", torch.jit.TracerWarning)  # a constant of the trace is what we want
                 tensor = build().to(device)
             if type(tensor) is Tensor:
                 self._tensors[(*key, device)] = tensor
@@ -123,9 +125,9 @@ def sixteen_bit_table(t_end: float, order: int, dtype: torch.dtype, device: torc
 
 def _plain_tensors(t_end: float, order: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Values and slopes of the plain table."""
-    build = partial(plain_table, t_end, order)
-    values = _CACHE.get(("values", t_end, order), device, lambda: torch.from_numpy(build()[0]))
-    slopes = _CACHE.get(("slopes", t_end, order), device, lambda: torch.from_numpy(build()[1]))
+    table = plain_table(t_end, order)
+    values = _CACHE.get(("values", t_end, order), device, lambda: torch.from_numpy(table.values))
+    slopes = _CACHE.get(("slopes", t_end, order), device, lambda: torch.from_numpy(table.slopes))
     return values, slopes
 
 
@@ -170,14 +172,15 @@ def _lookup(table: Tensor, index: Tensor) -> Tensor:
 
 def _exportable(g: Tensor, t_end: float, order: int) -> Tensor:
     """Linear interpolation in a table, in operations that every ONNX runtime has; float32 inside."""
-    values, slopes = _plain_tensors(t_end, order, g.device)
-    half = values.numel() // 2
-    x = _reduced(g.float()) * (packed_table(t_end, order).size / math.pi)
+    table = plain_table(t_end, order)
+    half = len(table.values) // 2
+    x = _reduced(g.float()) * (table.size / math.pi)
     k = torch.round(x)
     # NaN and huge |g| have no index: without the limits a runtime would stop there, with them x - k carries the NaN.
     index = (k + half).to(torch.int32).clamp(0, 2 * half).to(torch.int64)
     # A flat index makes this GatherElements, several times faster in ONNX Runtime than Gather.
-    value, slope = (torch.gather(table, 0, index.reshape(-1)).reshape(g.shape) for table in (values, slopes))
+    flat = index.reshape(-1)
+    value, slope = (torch.gather(part, 0, flat).reshape(g.shape) for part in _plain_tensors(t_end, order, g.device))
     return ((x - k) * slope + value).to(g.dtype)
 
 
