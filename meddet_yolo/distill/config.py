@@ -90,6 +90,11 @@ class DistillConfig:
         self._set("foreground_weight", _number("foreground_weight", self.foreground_weight, low=0, high=1))
         self._set("drown_warning", _number("drown_warning", self.drown_warning, low=0, high=1, open_low=True))
         self._set("disc_grid", _count("disc_grid", self.disc_grid))
+        if self.guard == "none" and self.dist_weight == 0:
+            raise ValueError(
+                "guard none leaves alignment and fusion to learn from L_dist, so dist_weight must be above 0, got 0. Raise "
+                "dist_weight, or use guard: reconstruction."
+            )
 
     def _set(self, name: str, value: Any) -> None:
         """Write a field of this frozen object while it is being built."""

@@ -297,7 +297,7 @@ def _explained_variance(fused: Sequence[Tensor], known: Sequence[Sequence[Tensor
 
 
 def _mean_variance(x: Tensor) -> Tensor:
-    """Return the variance of the channels of a map (B, C, H, W), mean over channels: `x.var(dim=(0, 2, 3))` is slower."""
+    """Return the variance of the channels of a map (B, C, H, W), mean over channels; `Tensor.var` is much slower."""
     mean_square = torch.linalg.vector_norm(x).square() / x.numel()
     return (mean_square - x.mean(dim=(0, 2, 3)).square().mean()).clamp_min(0)
 

@@ -1,0 +1,125 @@
+"""Options: defaults, conversions, and every way to get them wrong."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import meddet_yolo.cfg
+import pytest
+import yaml
+
+from meddet_yolo.distill import DistillConfig
+
+RECIPE = Path(meddet_yolo.cfg.__file__).parent / "distill" / "default.yaml"
+
+
+def test_shipped_recipe_holds_every_option_at_its_default():
+    assert yaml.safe_load(RECIPE.read_text(encoding="utf-8")).keys() == DistillConfig.keys()
+    assert DistillConfig.from_yaml(RECIPE) == DistillConfig()
+
+
+def test_shipped_recipe_comments_every_option():
+    for line in RECIPE.read_text(encoding="utf-8").splitlines():
+        assert not line or line.startswith("#") or " # " in line, line
+
+
+def test_every_option_is_documented():
+    for key in DistillConfig.keys():
+        assert f"        {key}: " in (DistillConfig.__doc__ or ""), key
+
+
+def test_defaults_are_plain_yaml_and_come_back():
+    defaults = DistillConfig.defaults()
+    assert list(defaults) == list(DistillConfig.__dataclass_fields__)
+    assert DistillConfig.from_dict(yaml.safe_load(yaml.safe_dump(defaults))) == DistillConfig()
+    defaults["teachers"].append("x.pt")
+    assert DistillConfig.defaults()["teachers"] == []
+
+
+def test_fields_are_frozen():
+    with pytest.raises(FrozenInstanceError):
+        DistillConfig().dist_weight = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "expected"),
+    [
+        ({"teachers": "a.pt"}, "teachers", ["a.pt"]),
+        ({"teachers": Path("a.pt")}, "teachers", ["a.pt"]),
+        ({"teachers": ("a.pt", Path("b.pt"))}, "teachers", ["a.pt", "b.pt"]),
+        ({"teachers": None}, "teachers", []),
+        ({"dist_weight": 2}, "dist_weight", 2.0),
+        ({"disc_lr": "1e-4"}, "disc_lr", 1e-4),  # what YAML 1.1 makes of 1e-4
+        ({"guard": None}, "guard", "none"),  # what smart parsers make of none
+        ({"fusion": "LWFF"}, "fusion", "lwff"),
+        ({"teachers": ["a", "b"], "teacher_imgsz": (320, 640)}, "teacher_imgsz", [320, 640]),
+        ({"teacher_imgsz": 320.0}, "teacher_imgsz", 320),
+        ({"distill_warmup": 0}, "distill_warmup", 0.0),
+        ({"adv_weight": 0}, "adv_weight", 0.0),
+    ],
+)
+def test_conversions(given, field, expected):
+    value = getattr(DistillConfig.from_dict(given), field)
+    assert value == expected and type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"dist_wieght": 1}, r"Unknown distillation option 'dist_wieght': did you mean 'dist_weight'\?"),
+        ({"teacher": "a.pt"}, r"'teacher': did you mean 'teachers'\?"),
+        ({"zzz": 1}, r"Unknown distillation option 'zzz': valid are .*dist_weight"),
+        ({"dist_weight": -1}, r"dist_weight must be a number at least 0, got -1"),
+        ({"dist_weight": "much"}, r"dist_weight must be a number at least 0, got 'much'"),
+        ({"dist_weight": True}, r"dist_weight must be a number"),
+        ({"dist_weight": float("nan")}, r"dist_weight must be a number"),
+        ({"adv_weight": float("inf")}, r"adv_weight must be a number"),
+        ({"disc_lr": 0}, r"disc_lr must be a number above 0, got 0"),
+        ({"guard_weight": 0}, r"guard_weight must be a number above 0"),
+        ({"drown_warning": 1.5}, r"drown_warning must be a number above 0 and at most 1, got 1.5"),
+        ({"foreground_weight": 2}, r"foreground_weight must be a number at least 0 and at most 1, got 2"),
+        ({"guard": "none", "dist_weight": 0}, r"guard none leaves .* dist_weight must be above 0"),
+        ({"fusion": "lwf"}, r"fusion must be one of lwff, sum, concat, got 'lwf': did you mean 'lwff'\?"),
+        ({"guard": "reconstruct"}, r"guard must be one of .* did you mean 'reconstruction'\?"),
+        ({"distill": "meddett"}, r"distill must be one of .* did you mean 'meddet'\?"),
+        ({"trust": "yes"}, r"trust must be true or false, got 'yes'"),
+        ({"teachers": 3}, r"teachers must be a checkpoint path or a list of them, .* got 3"),
+        ({"teachers": ["a.pt", ""]}, r"teachers must be a checkpoint path"),
+        ({"teachers": ["a.pt"], "teacher_imgsz": [320, 640]}, r"one for each of the 1 teachers, got \[320, 640\]"),
+        ({"teacher_imgsz": 0}, r"teacher_imgsz must be a whole number of 1 or more, got 0"),
+        ({"teacher_imgsz": "big"}, r"teacher_imgsz must be a whole number"),
+        ({"disc_grid": 1.5}, r"disc_grid must be a whole number of 1 or more, got 1.5"),
+    ],
+)
+def test_errors_name_what_was_given_and_what_is_valid(given, message):
+    with pytest.raises(ValueError, match=message):
+        DistillConfig.from_dict(given)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dist_weight: -1", r"recipe.yaml: dist_weight must be"),
+        ("fusoin: sum", r"recipe.yaml: Unknown .* did you mean 'fusion'"),
+        ("- a\n- b", r"recipe.yaml must hold 'option: value' lines, got a list"),
+        ("a: [1", r"recipe.yaml is not valid YAML"),
+    ],
+)
+def test_errors_name_the_file(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        DistillConfig.from_yaml(path)
+
+
+def test_empty_and_missing_files(tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing\n", encoding="utf-8")
+    assert DistillConfig.from_yaml(tmp_path / "empty.yaml") == DistillConfig()
+    with pytest.raises(FileNotFoundError):
+        DistillConfig.from_yaml(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, [None, None]), (320, [320, 320]), ([320, 640], [320, 640])])
+def test_teacher_sizes(given, expected):
+    assert DistillConfig(teachers=["a", "b"], teacher_imgsz=given).teacher_sizes() == expected
