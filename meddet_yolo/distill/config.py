@@ -92,8 +92,8 @@ class DistillConfig:
         self._set("disc_grid", _count("disc_grid", self.disc_grid))
         if self.guard == "none" and self.dist_weight == 0:
             raise ValueError(
-                "guard none leaves alignment and fusion to learn from L_dist, so dist_weight must be above 0, got 0. Raise "
-                "dist_weight, or use guard: reconstruction."
+                "guard none leaves alignment and fusion to learn from L_dist, so dist_weight must be above 0, got 0. "
+                "Raise dist_weight, or use guard: reconstruction."
             )
 
     def _set(self, name: str, value: Any) -> None:
