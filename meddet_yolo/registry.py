@@ -43,6 +43,7 @@ __all__ = ["TransferReport", "load_detector", "register", "resolve_model_yaml", 
 _TASKS = "ultralytics.nn.tasks"
 _HOLDERS = ("ultralytics.nn", "ultralytics.engine.model")  # modules that import the wrapped functions by name
 _LOWERED = {"NmODE2Detect": "Detect", "NmODE2Block": "Conv"}
+_REFUSED = re.compile(r"unsupported global:? (?:GLOBAL )?(\S+)", re.IGNORECASE)  # in torch's own words
 _lock = threading.RLock()
 
 
@@ -472,13 +473,13 @@ def _read_checkpoint(file: Path, trust: bool) -> dict[str, Any]:
         checkpoint, _ = torch_safe_load(str(file), safe_only=not trust)
     except Exception as error:  # a damaged pickle can raise anything
         cause = error.__cause__ or error
-        names = [] if trust else _foreign_globals(file) or re.findall(r"Unsupported global: GLOBAL (\S+)", str(cause))
+        names = [] if trust else _foreign_globals(file) or re.findall(_REFUSED, str(cause))
         if names:
             raise ValueError(
                 f"checkpoint {file} would run foreign code on loading ({', '.join(names)}); if you know where it comes "
                 "from, pass trust=true"
             ) from error
-        reason = str(cause).strip().partition("\n")[0]
+        reason = str(cause).strip().partition("\n")[0].partition(". ")[0]
         raise ValueError(
             f"checkpoint {file} cannot be read; it is truncated, damaged or of another Ultralytics version "
             f"({type(cause).__name__}: {reason})"
