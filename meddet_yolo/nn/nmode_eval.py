@@ -160,13 +160,19 @@ def _pointwise(g: Tensor, t_end: float, order: int) -> Tensor:
     word = _lookup(packed_words(t_end, order, g.device), k.to(torch.int64) & (size - 1))
     value = word.to(g.dtype) * value_unit + value_origin
     slope = (word & mask).to(g.dtype) * slope_unit + slope_origin
-    return (x - k) * slope + value  # x first: the sum takes its memory format from its first operand
+    return value + (x - k) * slope
 
 
 def _lookup(table: Tensor, index: Tensor) -> Tensor:
-    """``table[index]`` for an index that is in range, without the checks that a compiled ``table[index]`` carries."""
+    """``table[index]`` in index's memory format, without the range checks that a compiled ``table[index]`` carries."""
+    if index.dim() == 4 and index.is_contiguous(memory_format=torch.channels_last):
+        return _gather(table, index.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     if index.dim() == 0:
-        return _lookup(table, index.reshape(1)).reshape(())
+        return _gather(table, index.reshape(1)).reshape(())
+    return _gather(table, index)
+
+
+def _gather(table: Tensor, index: Tensor) -> Tensor:
     return torch.gather(table.expand(*index.shape[:-1], -1), -1, index)
 
 
@@ -188,7 +194,8 @@ def _series(g: Tensor, t_end: float, order: int) -> Tensor:
     """The Fourier series by Clenshaw's recurrence."""
     work = g.float() if g.dtype in SIXTEEN_BIT else g
     constants = _series_constants(t_end, order)
-    cos, sin = torch.cos(2 * work), torch.sin(2 * work)
+    sin_g, cos_g = torch.sin(work), torch.cos(work)
+    cos, sin = 1 - 2 * sin_g.square(), 2 * sin_g * cos_g  # of 2g, which itself could overflow
     twice = 2 * cos
     even, even_next = torch.zeros_like(cos), torch.zeros_like(cos)
     odd, odd_next = even, even_next

@@ -1,0 +1,143 @@
+"""nmODE² in graphs: torch.compile, torch.export, TorchScript, ONNX, and the Triton kernels."""
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+
+from meddet_yolo.nn.nmode import NmODE2, NmODE2Activation, nmode2
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile on a CPU needs a C++ compiler"
+)
+
+
+@pytest.fixture
+def g() -> torch.Tensor:
+    return torch.randn(2, 8, 9, 7, generator=torch.Generator().manual_seed(1)) * 3
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_in_one_graph_with_gradient(g, dtype):
+    wide = g.to(dtype).contiguous(memory_format=torch.channels_last)
+    compiled = torch.compile(nmode2, fullgraph=True)
+    eager, fast = wide.clone().requires_grad_(), wide.clone().requires_grad_()
+    y = compiled(fast)
+    assert y.stride() == wide.stride() and y.dtype == dtype
+    torch.testing.assert_close(y, nmode2(eager), rtol=0, atol=1e-6)
+    y.sum().backward()
+    nmode2(eager).sum().backward()
+    torch.testing.assert_close(fast.grad, eager.grad, rtol=0, atol=1e-5)
+
+
+@needs_compiler
+def test_compiled_block_takes_changing_sizes():
+    block = NmODE2(8).eval()
+    compiled = torch.compile(block, dynamic=True)
+    for side in (5, 8, 13):
+        x = torch.randn(1, 8, side, side + 1)
+        torch.testing.assert_close(compiled(x), block(x), rtol=0, atol=2e-6)
+
+
+def test_exported_program(g):
+    program = torch.export.export(NmODE2Activation().eval(), (g,))
+    torch.testing.assert_close(program.module()(g), nmode2(g), rtol=0, atol=1e-6)
+
+
+def test_building_tables_inside_an_export_leaves_none_behind(g):
+    t_end = 0.625  # a t_end that no other test has built tables for
+    torch.export.export(NmODE2Activation(t_end).eval(), (g,), strict=False)
+    assert nmode2(g, t_end).isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_torchscript_trace_serves_other_sizes(g):
+    traced = torch.jit.trace(NmODE2Activation(), g)
+    other = torch.randn(1, 8, 4, 11) * 50
+    torch.testing.assert_close(traced(other), nmode2(other), rtol=0, atol=2e-6)
+
+
+def onnx_session(module, example, path, opset, **options):
+    runtime = pytest.importorskip("onnxruntime")
+    torch.onnx.export(
+        module, (example,), path, opset_version=opset, input_names=["x"], output_names=["y"], dynamo=False, **options
+    )
+    return runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("opset", [17, 20])
+def test_onnx_round_trip(tmp_path, opset):
+    onnx = pytest.importorskip("onnx")
+    block = NmODE2(8)
+    x = torch.randn(2, 8, 9, 7) * 3
+    block(x)
+    block.eval()
+    axes = {"x": {0: "batch", 2: "height", 3: "width"}}
+    session = onnx_session(block, x, tmp_path / "block.onnx", opset, dynamic_axes=axes)
+    for shape in ((2, 8, 9, 7), (1, 8, 5, 12)):
+        x = torch.randn(shape) * 3
+        np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], block(x).detach(), rtol=0, atol=1e-5)
+    model = onnx.load(tmp_path / "block.onnx")
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}  # no custom operator
+    assert (tmp_path / "block.onnx").stat().st_size < 100_000
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_onnx_survives_what_has_no_index(tmp_path):
+    x = torch.tensor([math.nan, math.inf, -math.inf, 3e38, -1e20, 1e4, 0.0])
+    y = onnx_session(NmODE2Activation(), x, tmp_path / "act.onnx", 17).run(None, {"x": x.numpy()})[0]
+    assert np.isnan(y[:3]).all() and np.isfinite(y[3:]).all()
+    np.testing.assert_allclose(y[5:], nmode2(x[5:]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_onnx_of_a_half_precision_model(tmp_path):
+    x = torch.randn(1, 4, 6, 6).half() * 3
+    y = onnx_session(NmODE2Activation().half(), x, tmp_path / "half.onnx", 17).run(None, {"x": x.numpy()})[0]
+    assert y.dtype == np.float16
+    np.testing.assert_allclose(y.astype(np.float32), nmode2(x).float(), rtol=0, atol=5e-4)
+
+
+def test_triton_kernels_in_the_interpreter():
+    pytest.importorskip("triton")
+    script = """
+        import torch
+        from meddet_yolo.nn.nmode_eval import _eager
+        from meddet_yolo.nn.nmode_triton import launch
+
+        for dtype, reach in ((torch.float32, 3.0), (torch.float32, 1e4), (torch.float16, 3.0), (torch.bfloat16, 3.0)):
+            g = (torch.randn(2, 3, 50, 7) * reach).to(dtype).contiguous(memory_format=torch.channels_last)
+            g[0, 0, 0, :3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
+            weight = torch.randn(2, 3, 50, 7).to(dtype)
+            for order in (0, 1):
+                for scale in (None, weight):
+                    result, expected = launch(g, 1.0, order, scale), _eager(g, 1.0, order, scale)
+                    assert result.stride() == g.stride()
+                    tolerance = 2e-2 if dtype == torch.bfloat16 and scale is not None else 1e-5
+                    torch.testing.assert_close(result, expected, rtol=tolerance, atol=1e-5, equal_nan=True)
+        assert launch(torch.zeros(0), 1.0, 0, None).shape == (0,)
+        print("same")
+    """
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.strip() == "same", done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_cuda_agrees_with_the_cpu(g, dtype):
+    g = g.to(dtype)
+    there, here = g.cuda().requires_grad_(), g.clone().requires_grad_()
+    nmode2(there).backward(torch.ones_like(there))
+    nmode2(here).backward(torch.ones_like(here))
+    torch.testing.assert_close(nmode2(there).cpu(), nmode2(here), rtol=0, atol=1e-6)
+    torch.testing.assert_close(there.grad.cpu(), here.grad, rtol=0, atol=1e-5)
