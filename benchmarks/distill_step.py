@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from _machine import describe_machine  # noqa: E402  # a sibling file of the benchmarks
+from _machine import describe_machine  # a sibling file of the benchmarks
 
 RESULTS = Path(__file__).parent / "results"
 

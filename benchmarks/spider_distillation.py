@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import shlex
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from _machine import describe_machine  # noqa: E402  # a sibling file of the benchmarks
+from _machine import describe_machine  # a sibling file of the benchmarks
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -97,7 +98,7 @@ def train_one(args: argparse.Namespace, name: str) -> None:
         "mAP50": float(metrics.box.map50),
         "recall": float(metrics.box.mr),
         "mAP50-95 of the last 5 epochs": statistics.mean(tail),
-        "seconds per epoch": statistics.median(b - a for a, b in zip(times, times[1:], strict=False)),
+        "seconds per epoch": statistics.median(b - a for a, b in itertools.pairwise(times)),
         "epochs": len(rows),
         "settings": {k: str(v) for k, v in special.items()},
     }
@@ -140,8 +141,8 @@ def report(args: argparse.Namespace) -> None:
         f"Machine: {describe_machine()}",
         "",
         f"Student {args.student}, {args.imgsz} px, {args.epochs} epochs, batch {args.batch}, seeds {args.seeds}. "
-        "Mean over seeds, with the smallest and largest in brackets where there are several. `best.pt` is chosen on the "
-        "same validation split, for all runs alike.",
+        "Mean over seeds, with the smallest and largest in brackets where there are several. `best.pt` is chosen on "
+        "the same validation split, for all runs alike.",
         "",
         "| run | seeds | " + " | ".join(keys) + " |",
         "|---|---|" + "---|" * len(keys),
@@ -177,7 +178,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="data set YAML")
     parser.add_argument("--out", required=True, help="folder of the runs")
     parser.add_argument("--student", default="meddet11-n.yaml")
-    parser.add_argument("--teachers", nargs="*", default=[], help="teacher checkpoints, the first also for distill_model=")
+    parser.add_argument("--teachers", nargs="*", default=[], help="checkpoints, the first also for distill_model=")
     parser.add_argument("--train-teacher", nargs="*", default=[], help="model YAMLs to train as teachers")
     parser.add_argument("--teacher-epochs", type=int, default=40)
     parser.add_argument("--imgsz", type=int, default=256)

@@ -104,6 +104,10 @@ class DistillTrainer(DetectionTrainer):
         >>> model.train(trainer=DistillTrainer, teachers=["a.pt", "b.pt"], data="d.yaml", epochs=100)  # doctest: +SKIP
     """
 
+    args: Any  # Ultralytics builds these without types
+    last: Path
+    best: Path
+
     def __init__(
         self,
         cfg: Any = DEFAULT_CFG,
@@ -233,7 +237,7 @@ class DistillTrainer(DetectionTrainer):
         if problem:
             raise ValueError(f"Label out of range: {problem}; correct the labels or `names` in {self.args.data}")
         if mode == "train" and not any(len(label["cls"]) for label in dataset.labels):
-            raise ValueError(f"No boxes in {img_path}: every label file is empty or missing, so there is nothing to learn")
+            raise ValueError(f"No boxes in {img_path}: every label file is empty or missing; nothing can be learnt")
         return dataset
 
     def train(self) -> None:
@@ -503,9 +507,7 @@ class DistillTrainer(DetectionTrainer):
                 path.unlink()
 
 
-_DISTILL_ITEMS = frozenset(
-    [f"{name}_loss" for name in TERMS] + ["dist_share", "adv_share", "disc_acc", "fused_ev"]
-)
+_DISTILL_ITEMS = frozenset([f"{name}_loss" for name in TERMS] + ["dist_share", "adv_share", "disc_acc", "fused_ev"])
 
 
 def _level_name(name: str, strides: list[float]) -> str:

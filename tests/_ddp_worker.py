@@ -51,9 +51,7 @@ def main() -> None:
     settings, out = json.loads(sys.argv[1]), Path(sys.argv[2])
     trainer = GlooTrainer(overrides=settings)
     losses: list[dict[str, float]] = []
-    trainer.add_callback(
-        "on_train_batch_end", lambda t: losses.append({k: float(v) for k, v in t.loss_items.items()})
-    )
+    trainer.add_callback("on_train_batch_end", lambda t: losses.append({k: float(v) for k, v in t.loss_items.items()}))
     trainer.train()
     model = trainer.model.module
     assert trainer.distiller is not None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from meddet_yolo.distill.distiller import DetectorOutput
 __all__ = ["Teacher", "check_same_classes", "neck_features", "probe_neck"]
 
 
-def neck_features(layers: Sequence[nn.Module], taps: Sequence[int], images: Tensor) -> list[Tensor]:
+def neck_features(layers: Iterable[Any], taps: Sequence[int], images: Tensor) -> list[Tensor]:
     """Run a YAML-built network layer by layer and return the maps that its head would read.
 
     Args:
@@ -26,20 +27,17 @@ def neck_features(layers: Sequence[nn.Module], taps: Sequence[int], images: Tens
     Returns:
         One map of shape (B, C_l, H_l, W_l) a tap, in the order of `taps`.
     """
+    layers = list(layers)
     needed = set(taps)
     for layer in layers:
-        sources = (layer.f,) if isinstance(layer.f, int) else layer.f
-        needed.update(source for source in sources if source != -1)
-    outputs: dict[int, Tensor] = {}
-    x: Tensor | list[Tensor] = images
+        needed.update([layer.f] if isinstance(layer.f, int) else layer.f)
+    outputs: dict[int, Any] = {}
+    x: Any = images  # some layers hand on lists
     for index, layer in enumerate(layers):
-        if isinstance(layer.f, int):
-            x = x if layer.f == -1 else outputs[layer.f]
-        else:
-            x = [x if source == -1 else outputs[source] for source in layer.f]  # type: ignore[misc]  # -1 is a map here
-        x = layer(x)
+        outputs[-1] = x
+        x = layer(outputs[layer.f] if isinstance(layer.f, int) else [outputs[source] for source in layer.f])
         if index in needed:
-            outputs[index] = x  # type: ignore[assignment]  # layers that return lists are never tapped
+            outputs[index] = x
     return [outputs[tap] for tap in taps]
 
 
@@ -54,8 +52,8 @@ def _split_head(model: nn.Module) -> tuple[nn.Sequential, list[int]]:
     sources = getattr(head, "f", None)
     if not isinstance(sources, (list, tuple)):
         raise TypeError(
-            f"The last layer of {type(model).__name__} is {type(head).__name__}, which does not read several neck maps; "
-            "expected a detection head"
+            f"The last layer of {type(model).__name__} is {type(head).__name__}, which does not read several neck "
+            "maps; expected a detection head"
         )
     return layers[:-1], [source if source >= 0 else len(layers) - 1 + source for source in sources]
 
@@ -160,7 +158,7 @@ class Teacher:
         if imgsz is not None and imgsz <= 0:
             raise ValueError(f"Expected teacher_imgsz > 0 for {name}, got {imgsz}")
         _split_head(model)
-        copied = deepcopy(model).float().eval()
+        copied: Any = deepcopy(model).float().eval()
         if hasattr(copied, "fuse"):
             copied = copied.fuse(verbose=False)
         copied.requires_grad_(False)
