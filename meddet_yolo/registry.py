@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -42,8 +42,10 @@ __all__ = ["TransferReport", "load_detector", "register", "resolve_model_yaml", 
 
 _TASKS = "ultralytics.nn.tasks"
 _HOLDERS = ("ultralytics.nn", "ultralytics.engine.model")  # modules that import the wrapped functions by name
+_LAYERS = ("meddet_yolo.nn.blocks", "meddet_yolo.nn.heads")
 _LOWERED = {"NmODE2Detect": "Detect", "NmODE2Block": "Conv"}
 _REFUSED = re.compile(r"unsupported global:? (?:GLOBAL )?(\S+)", re.IGNORECASE)  # in torch's own words
+_CLASS_PREDICTION = re.compile(r"cv3\.\d+\.2\.(weight|bias)$")
 _lock = threading.RLock()
 
 
@@ -75,7 +77,8 @@ class _PatchWhenImported(MetaPathFinder):
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname != _TASKS:
             return None
-        spec = PathFinder.find_spec(fullname, path, target)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
 
@@ -88,15 +91,8 @@ class _PatchWhenImported(MetaPathFinder):
 
 
 def _patch(tasks: ModuleType) -> None:
-    """Wrap Ultralytics' functions wherever they are held, and allow our layers in safely loaded checkpoints."""
-    import torch
-
-    from meddet_yolo.nn.blocks import NmODE2Block
-    from meddet_yolo.nn.heads import NmODE2Detect
-    from meddet_yolo.nn.nmode import NmODE2, NmODE2Activation
-
+    """Wrap Ultralytics' functions wherever they are held, and have our layers allowed in safely loaded checkpoints."""
     with _lock:
-        torch.serialization.add_safe_globals([NmODE2, NmODE2Activation, NmODE2Block, NmODE2Detect])
         for name, wrap in (("parse_model", _wrap_parse_model), ("yaml_model_load", _wrap_yaml_model_load)):
             original = getattr(tasks, name)
             if getattr(original, "_meddet", False):
@@ -109,6 +105,8 @@ def _patch(tasks: ModuleType) -> None:
         if not getattr(tasks.BaseModel.load, "_meddet", False):
             tasks.BaseModel.load = _wrap_load(tasks.BaseModel.load)
             tasks.BaseModel.load._meddet = True
+    for name in _LAYERS:  # each allows its own layers; one that is just importing Ultralytics gets there afterwards
+        importlib.import_module(name)
 
 
 # -------------------- model YAMLs
@@ -364,16 +362,17 @@ def transfer_report(model: nn.Module, weights: nn.Module | Mapping[str, Any]) ->
             missing.append(name)
         elif other.shape != tensor.shape:
             first = name == "model.0.conv.weight" and other.shape[2:] == tensor.shape[2:]
-            (adapted if first or _shares_rows(tensor, other) else reshaped).append(name)
+            (adapted if first or _has_rows_by_name(name, ours, theirs) else reshaped).append(name)
     return TransferReport(len(ours), tuple(adapted), tuple(missing), tuple(reshaped))
 
 
-def _shares_rows(tensor: Tensor, other: Tensor) -> bool:
-    """Return whether some row of `tensor` is one of `other`, as after a transfer by class name."""
-    if not tensor.ndim or tensor.shape[1:] != other.shape[1:]:
+def _has_rows_by_name(name: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
+    """Return whether a tensor is a class prediction that took over rows of another class count by class name."""
+    layer = _CLASS_PREDICTION.search(name)
+    weights = [state.get(f"{name.rpartition('.')[0]}.weight") for state in (ours, theirs)]
+    if not layer or weights[0] is None or weights[1] is None or weights[0].shape[1:] != weights[1].shape[1:]:
         return False
-    rows, others = tensor.float().flatten(1) if tensor.ndim > 1 else tensor.float()[:, None], other.float()
-    others = others.flatten(1) if others.ndim > 1 else others[:, None]
+    rows, others = (weight.detach().float().flatten(1) for weight in weights if weight is not None)
     return bool((rows[:, None] == others[None]).all(-1).any())
 
 

@@ -89,6 +89,12 @@ def test_importing_the_package_imports_neither_torch_nor_ultralytics() -> None:
     assert out.split() == ["False", "False"]
 
 
+@pytest.mark.parametrize("first", ["from meddet_yolo import NmODE2Block", "from meddet_yolo import MedDet"])
+def test_any_public_name_may_be_imported_first(first: str) -> None:
+    """Our modules import Ultralytics, whose import calls for our modules."""
+    python(f"{first}; from ultralytics import YOLO; YOLO('meddet11-n.yaml')")
+
+
 def test_importing_the_package_works_without_torch_and_ultralytics() -> None:
     python("""
         import sys
@@ -294,6 +300,15 @@ def test_rows_matched_by_class_name_count_as_transferred_in_part() -> None:
 def test_weights_of_another_layout_are_warned_of(log: pytest.LogCaptureFixture) -> None:
     stock_weights("meddet-n.yaml", 2).load(stock_weights("yolov8n.yaml", 2))
     assert log.records[-1].levelno == logging.WARNING and "more layers" in log.records[-1].getMessage()
+    assert "in part" not in log.records[-1].getMessage()
+
+
+def test_a_first_convolution_for_grey_images_counts_as_transferred_in_part() -> None:
+    config = shipped_config()
+    model = DetectionModel(config, ch=1, nc=2, verbose=False)
+    source = stock_weights("yolo26n.yaml", 2)
+    model.load(source, verbose=False)
+    assert registry.transfer_report(model, source).adapted == ("model.0.conv.weight",)
 
 
 def test_stock_models_load_without_our_report(log: pytest.LogCaptureFixture) -> None:
@@ -321,7 +336,7 @@ def test_safe_mode_knows_our_files_and_checkpoints_once_the_package_is_imported(
     """Here the package is imported before Ultralytics; in all other tests it is the other way round."""
     out = python(
         f"""
-        import meddet_yolo
+        from meddet_yolo import NmODE2Detect
         from ultralytics import YOLO
         print(*(type(YOLO(m).model.model[-1]).__name__ for m in ("meddet-n.yaml", {str(student)!r})))
         """,

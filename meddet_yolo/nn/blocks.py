@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from ultralytics.nn.modules import Conv
 
 from meddet_yolo.nn.nmode import NmODE2Activation
+from meddet_yolo.nn.nmode_start import start_on_flank
 
 
 class NmODE2Block(Conv):
@@ -24,24 +26,32 @@ class NmODE2Block(Conv):
         **ode: Options of `NmODE2Activation` (`t_end`, `solver`, `steps`, ...).
 
     Example:
-        >>> import torch
         >>> NmODE2Block(8, 16)(torch.zeros(1, 8, 4, 4)).shape
         torch.Size([1, 16, 4, 4])
     """
 
     def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, **ode: Any) -> None:
         """Build the block; see the class for the arguments."""
-        super().__init__(c1, c2, k, s, act=NmODE2Activation(**ode))
+        super().__init__(c1, c2, k, s)
+        self._equip(ode)
 
     @classmethod
     def from_conv(cls, stock: Conv, **ode: Any) -> NmODE2Block:
         """Turn a stock `Conv` into a block. Its layers are taken over, not copied: do not use `stock` afterwards.
 
         Example:
-            >>> NmODE2Block.from_conv(Conv(8, 16)).act
-            NmODE2Activation(t_end=1.0, solver=closed)
+            >>> NmODE2Block.from_conv(Conv(8, 16), t_end=2.0).act
+            NmODE2Activation(t_end=2, solver=closed)
         """
         block = cls.__new__(cls)
         block.__dict__ = stock.__dict__
-        block.act = NmODE2Activation(**ode)
+        block._equip(ode)
         return block
+
+    def _equip(self, ode: dict[str, Any]) -> None:
+        self.act = NmODE2Activation(**{"standardise": True, **ode})
+        if self.act.scale != 1.0:
+            start_on_flank(self.bn, self.act.t_end)
+
+
+torch.serialization.add_safe_globals([NmODE2Block, NmODE2Activation])  # for loading with weights_only=True
