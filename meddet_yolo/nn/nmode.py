@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meddet_yolo.nn.nmode_closed import packed_table
 from meddet_yolo.nn.nmode_eval import evaluate, evaluate_scaled
+from meddet_yolo.nn.nmode_start import start_of, start_on_flank
 
 __all__ = ["SOLVERS", "NmODE2", "NmODE2Activation", "integrate_nmode2", "nmode2"]
 
@@ -126,7 +128,7 @@ def integrate_nmode2(
 
 
 class NmODE2Activation(nn.Module):
-    """nmODE² on every element, without parameters: g -> y(t_end).
+    """nmODE² on every element, without parameters: g -> y(t_end), or (y(t_end) - shift) * scale if standardised.
 
     Args:
         t_end: End of the integration interval [0, t_end].
@@ -135,9 +137,15 @@ class NmODE2Activation(nn.Module):
         rtol: Relative tolerance of an adaptive solver.
         atol: Absolute tolerance of an adaptive solver.
         adjoint: Whether an adaptive solver takes gradients by the adjoint ODE.
+        standardise: Whether the output is brought to mean 0 and variance 1 for g at the starting point, see
+            `meddet_yolo.nn.nmode_start`.
+
+    Attributes:
+        shift: Constant subtracted from y; 0 unless standardised.
+        scale: Constant that the difference is multiplied with; 1 unless standardised.
 
     Raises:
-        ValueError: If an option is out of its range.
+        ValueError: If an option is out of its range, or ``t_end`` too long for the closed form.
 
     Examples:
         >>> NmODE2Activation()(torch.zeros(1, 2, 4, 4)).shape
@@ -152,8 +160,9 @@ class NmODE2Activation(nn.Module):
         rtol: float = 1e-4,
         atol: float = 1e-4,
         adjoint: bool = False,
+        standardise: bool = False,
     ) -> None:
-        """Check and keep the options; tables are built at the first forward pass."""
+        """Check and keep the options; the tables of the closed form are shared and no part of the module."""
         super().__init__()
         _check_options(solver, steps, t_end)
         self.t_end = float(t_end)
@@ -162,9 +171,19 @@ class NmODE2Activation(nn.Module):
         self.rtol = rtol
         self.atol = atol
         self.adjoint = adjoint
+        if solver == "closed":
+            packed_table(self.t_end, 0)  # a t_end that is too long is refused here, not in the first forward pass
+
+        start = start_of(self.t_end) if standardise else None
+        self.shift = start.mean if start else 0.0
+        self.scale = 1 / start.std if start else 1.0
 
     def forward(self, g: Tensor) -> Tensor:
-        """Map g of any shape (B, ...) to y(t_end) of the same shape and dtype."""
+        """Map g of any shape (B, ...) to a tensor of the same shape and dtype."""
+        y = self._solve(g)
+        return y if self.scale == 1.0 else (y - self.shift) * self.scale
+
+    def _solve(self, g: Tensor) -> Tensor:
         if self.solver == "closed":
             return nmode2(g, self.t_end)
         return integrate_nmode2(
@@ -184,7 +203,21 @@ class NmODE2Activation(nn.Module):
             text += f", steps={self.steps}"
         elif self.solver in ADAPTIVE_SOLVERS:
             text += f", rtol={self.rtol:g}, atol={self.atol:g}, adjoint={self.adjoint}"
-        return text
+        return text if self.scale == 1.0 else f"{text}, shift={self.shift:.4f}, scale={self.scale:.4f}"
+
+    @torch.no_grad()
+    def fold_into(self, conv: nn.Conv2d) -> None:
+        """Let the convolution that reads the output take the standardisation over, in place, for inference.
+
+        Args:
+            conv: A convolution without padding, with bias; its output stays the same.
+        """
+        weight = conv.weight.double() * self.scale
+        if conv.bias is None or any(conv.padding):
+            raise ValueError(f"Expected a convolution with bias and without padding, got {conv}.")
+        conv.bias.copy_(conv.bias.double() - self.shift * weight.sum(dim=(1, 2, 3)))
+        conv.weight.copy_(weight)
+        self.shift, self.scale = 0.0, 1.0
 
 
 class NmODE2(nn.Module):
@@ -199,6 +232,7 @@ class NmODE2(nn.Module):
         rtol: As in `NmODE2Activation`.
         atol: As in `NmODE2Activation`.
         adjoint: As in `NmODE2Activation`.
+        standardise: As in `NmODE2Activation`; BatchNorm then starts on the flank, see `meddet_yolo.nn.nmode_start`.
 
     Raises:
         ValueError: If ``channels`` < 1 or an option is out of its range.
@@ -219,6 +253,7 @@ class NmODE2(nn.Module):
         rtol: float = 1e-4,
         atol: float = 1e-4,
         adjoint: bool = False,
+        standardise: bool = False,
     ) -> None:
         """Build the convolution, the optional BatchNorm and the activation."""
         super().__init__()
@@ -226,7 +261,9 @@ class NmODE2(nn.Module):
             raise ValueError(f"channels must be at least 1, got {channels}.")
         self.conv = nn.Conv2d(channels, channels, kernel_size=1, bias=not norm)
         self.bn: nn.Module = nn.BatchNorm2d(channels) if norm else nn.Identity()
-        self.act = NmODE2Activation(t_end, solver, steps=steps, rtol=rtol, atol=atol, adjoint=adjoint)
+        self.act = NmODE2Activation(t_end, solver, steps, rtol, atol, adjoint, standardise)
+        if standardise and isinstance(self.bn, nn.BatchNorm2d):
+            start_on_flank(self.bn, t_end)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a feature map of shape (B, C, H, W) to one of the same shape."""
