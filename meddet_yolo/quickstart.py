@@ -20,7 +20,7 @@ from typing import Any
 
 __all__ = ["quickstart"]
 
-STUDENT = "meddet-n.yaml"
+STUDENT = "meddet11-n.yaml"
 TEACHERS = {"teacher-s": "yolo11s.yaml", "teacher-n": "yolov8n.yaml"}
 _STATE = "quickstart.json"
 # Few images need many small steps: no gradient accumulation, no mosaic, and all of it within minutes on two cores.
@@ -42,7 +42,7 @@ _TRAINING: dict[str, Any] = {
 
 def quickstart(
     out: str | Path = "quickstart-out",
-    epochs: int = 20,
+    epochs: int = 24,
     imgsz: int = 128,
     patients: int = 24,
     seed: int = 0,
