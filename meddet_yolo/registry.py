@@ -389,14 +389,29 @@ def _wrap_load(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def load(self: Any, weights: Any, verbose: bool = True) -> None:
         original(self, weights, verbose)
-        if verbose and _is_ours(self.yaml):
+        if not _is_ours(self.yaml):
+            return
+        restarted = _restart_head(self, weights)
+        if verbose:
             from ultralytics.utils import LOGGER
 
             report = transfer_report(self, weights)
             log = LOGGER.info if 2 * report.transferred > report.total else LOGGER.warning
-            log(f"MedDet: {report}")
+            log(f"MedDet: {report}{restarted}")
 
     return load
+
+
+def _restart_head(model: Any, weights: Any) -> str:
+    """Restart nmODE² in a head that has got the weights of a head without it; return what the log says of it."""
+    from meddet_yolo.nn.heads import NmODE2Detect
+
+    source = (weights.get("ema") or weights["model"]) if isinstance(weights, Mapping) else weights
+    head, given = model.model[-1], getattr(source, "model", [None])[-1]
+    if not isinstance(head, NmODE2Detect) or isinstance(given, NmODE2Detect) or head.inject != "act":
+        return ""
+    head.restart()
+    return "; the normalisations before nmODE² start anew, because they were trained for another activation"
 
 
 # -------------------- teachers

@@ -15,6 +15,7 @@ from meddet_yolo.nn.nmode_start import start_on_flank
 
 BRANCHES = ("cls", "reg")
 INJECTIONS = ("act", "conv")
+_ODE_DEFAULTS = {"standardise": True}  # where they differ from those of `NmODE2Activation`
 
 # Attribute of `Detect` that holds the layers of a branch -> (branch, attribute of ours for its extra blocks). Ours keep
 # the `one2one_` prefix too, by which `Detect.fuse` tells which set it may drop.
@@ -119,7 +120,6 @@ class NmODE2Detect(Detect):
     def _equip(self, branches: Iterable[str], inject: str, ode: dict[str, Any]) -> None:
         """Check the options, keep them, and put nmODE² into every branch that is there."""
         branches = (branches,) if isinstance(branches, str) else tuple(branches)
-        ode = {"standardise": True, **ode}
         if unknown := [b for b in branches if b not in BRANCHES]:
             raise ValueError(f"branches={list(branches)}: {unknown[0]!r} is no branch, use any of {BRANCHES}")
         if inject not in INJECTIONS:
@@ -152,9 +152,10 @@ class NmODE2Detect(Detect):
         for level in levels:
             conv = _last_conv(level)
             if as_activation:
-                conv.act = NmODE2Activation(**self.ode)
-                if conv.act.scale != 1.0 and hasattr(conv, "bn"):
-                    start_on_flank(conv.bn, conv.act.t_end)
+                fresh = not isinstance(conv.act, NmODE2Activation)
+                conv.act = self._activation()
+                if fresh:
+                    self._start(conv)
             elif isinstance(conv.act, NmODE2Activation):  # layers taken from a head with other options
                 conv.act = _first_conv(level).act
         if self.inject == "conv" and branch in self.branches:
@@ -163,9 +164,29 @@ class NmODE2Detect(Detect):
             if blocks is None or widths != [block.conv.in_channels for block in blocks]:
                 setattr(self, extra, nn.ModuleList(self._block(level[-1]) for level in levels))
 
+    def _activation(self) -> NmODE2Activation:
+        return NmODE2Activation(**{**_ODE_DEFAULTS, **self.ode})
+
+    @staticmethod
+    def _start(conv: Conv) -> None:
+        """Bring a convolution whose activation has become nmODE² to the starting point."""
+        if conv.act.scale != 1.0 and hasattr(conv, "bn"):
+            start_on_flank(conv.bn, conv.act.t_end)
+
+    def restart(self) -> None:
+        """Put the normalisations before nmODE² back to the starting point.
+
+        Needed when weights of a head with another activation have been loaded: on what fitted a SiLU, nmODE² would give
+        back little of its input. Blocks of `inject="conv"` are not in such weights and need nothing.
+        """
+        for name, (branch, _) in _SETS.items():
+            if self.inject == "act" and branch in self.branches:
+                for level in getattr(self, name, None) or ():
+                    self._start(_last_conv(level))
+
     def _block(self, prediction: nn.Conv2d) -> NmODE2:
         """Return a new block in front of `prediction`, on its device, in its dtype, frozen if it is frozen."""
-        block = NmODE2(prediction.in_channels, **self.ode)
+        block = NmODE2(prediction.in_channels, **{**_ODE_DEFAULTS, **self.ode})
         for m in block.modules():
             if isinstance(m, nn.BatchNorm2d):
                 m.eps, m.momentum = 1e-3, 0.03  # as everywhere else in a YOLO model

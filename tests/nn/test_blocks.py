@@ -9,6 +9,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from meddet_yolo.nn.blocks import NmODE2Block
 from meddet_yolo.nn.nmode import NmODE2Activation, nmode2
+from meddet_yolo.nn.nmode_start import start_of
 
 
 def with_block(row: list, after: int = 10) -> dict:
@@ -30,7 +31,10 @@ def test_computes_nmode_of_the_normalised_convolution() -> None:
     x = torch.randn(2, 8, 9, 9)
     assert isinstance(block, Conv)
     assert block(x).shape == (2, 16, 5, 5)
-    torch.testing.assert_close(block(x), nmode2(block.bn(block.conv(x))))
+    start = start_of(1.0)
+    torch.testing.assert_close(block(x), (nmode2(block.bn(block.conv(x))) - start.mean) / start.std)
+    plain = NmODE2Block(8, 16, 3, 2, standardise=False).eval()
+    torch.testing.assert_close(plain(x), nmode2(plain.bn(plain.conv(x))))
 
 
 def test_yaml_scales_the_width_and_passes_the_options() -> None:

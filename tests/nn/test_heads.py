@@ -12,6 +12,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from meddet_yolo.nn.heads import NmODE2Detect
 from meddet_yolo.nn.nmode import NmODE2, NmODE2Activation, nmode2
+from meddet_yolo.nn.nmode_start import start_of
 
 CHANNELS = (16, 32)
 SETS = {"cv2": "reg", "cv3": "cls", "one2one_cv2": "reg", "one2one_cv3": "cls"}
@@ -104,7 +105,8 @@ def test_act_equals_a_stock_head_with_the_activation_written_out(legacy: bool) -
             inner = level[1] if isinstance(level[1], nn.Sequential) else [level[1]]
             for conv in list(inner)[:-1]:
                 y = conv(y)
-            want.append(level[2](nmode2(inner[-1].bn(inner[-1].conv(y)))).flatten(2))
+            conv, start = inner[-1], start_of(1.0)
+            want.append(level[2]((nmode2(conv.bn(conv.conv(y))) - start.mean) / start.std).flatten(2))
         torch.testing.assert_close(got[key], torch.cat(want, -1))
 
 
@@ -139,7 +141,32 @@ def test_from_detect_takes_over_the_layers_and_keeps_legacy_to_itself() -> None:
     assert head.legacy and not NmODE2Detect.legacy and not Detect.legacy
     assert NmODE2Detect(3, ch=CHANNELS).legacy is False
     assert (head.nc, head.reg_max, head.nl) == (3, 16, 2)
-    assert all(torch.equal(v, state[k]) for k, v in head.state_dict().items())
+    started = {f"cv2.{i}.1.bn.{part}" for i in range(2) for part in ("weight", "bias")}
+    assert {k for k, v in head.state_dict().items() if not torch.equal(v, state[k])} == started
+    plain = NmODE2Detect.from_detect(Detect(3, ch=CHANNELS), standardise=False)
+    assert all((m.weight == 1).all() for m in plain.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_the_output_of_nmode_starts_standardised_and_rises_with_its_input() -> None:
+    conv = NmODE2Detect(3, ch=CHANNELS).cv2[0][1].train()
+    x = torch.randn(64, conv.conv.in_channels, 16, 16)
+    y = conv(x)
+    assert y.mean().abs() < 0.02 and (y.std() - 1).abs() < 0.02
+    z = torch.nn.functional.batch_norm(conv.conv(x), None, None, training=True)
+    assert torch.corrcoef(torch.stack([z.flatten(), y.flatten()]))[0, 1] > 0.9
+
+
+def test_restart_is_for_what_was_trained_with_another_activation() -> None:
+    net, stock = model("meddet11-n.yaml"), DetectionModel("yolo11n.yaml", nc=3, verbose=False)
+    norm = net.model[-1].cv2[0][1].bn
+    with torch.no_grad():
+        stock.model[-1].cv2[0][1].bn.weight.fill_(3.0)
+        norm.weight.fill_(2.0)
+    own = copy.deepcopy(net)
+    net.load(stock, verbose=False)
+    assert torch.allclose(norm.weight, torch.tensor(-start_of(1.0).weight))
+    net.load(own, verbose=False)
+    assert torch.equal(norm.weight, torch.full_like(norm.weight, 2.0))
 
 
 def test_from_detect_refuses_heads_of_other_tasks() -> None:
