@@ -473,8 +473,3 @@ def test_levels_that_cannot_be_matched(settings: Settings, tmp_path: Path) -> No
     head.f, head.nl = head.f[-1:], 1  # only the level of stride 64
     torch.save({"model": model.half(), "train_args": {}}, path)
     refused(settings, ValueError, "strides", teachers=[str(path)])
-
-
-def test_tuning_with_teachers_is_refused(teachers: list[str]) -> None:
-    with pytest.raises(ValueError, match="leave the teachers out"):
-        MedDet(STUDENT).tune(teachers=teachers)
