@@ -267,9 +267,12 @@ def test_stock_weights_load_completely(tmp_path: Path, log: pytest.LogCaptureFix
         source = save(stock_weights(stock, 80), tmp_path / f"{stock}.pt")
         model = YOLO(ours).load(source).model
         n = len(model.state_dict())
-        assert log.records[-1].getMessage() == f"MedDet: {n}/{n} tensors transferred from the pretrained weights"
+        message = log.records[-1].getMessage()
+        assert message.startswith(f"MedDet: {n}/{n} tensors transferred from the pretrained weights;")
         want = torch.load(source, weights_only=False)["model"].float().state_dict()
-        assert all(torch.equal(v, want[k]) for k, v in model.state_dict().items())
+        started = {k for k, v in model.state_dict().items() if not torch.equal(v, want[k])}
+        norms = {f"model.23.{m}" for m, _ in model.model[-1].named_modules() if m.endswith("1.bn")}  # before nmODE²
+        assert started and {k.rpartition(".")[0] for k in started} <= norms
 
 
 def test_what_was_not_transferred_is_named(log: pytest.LogCaptureFixture) -> None:
