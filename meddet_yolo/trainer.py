@@ -271,7 +271,10 @@ class DistillTrainer(DetectionTrainer):
         if not self.teachers:
             return optimizer
         self.distiller = self._build_distiller(unwrap_model(model))
-        template = next(group for group in optimizer.param_groups if group.get("param_group") == "weight")
+        weights = [group for group in optimizer.param_groups if group.get("param_group") == "weight"]
+        template = min(
+            weights, key=lambda group: group["lr"]
+        )  # MuSGD has a second one for the head, with a higher rate
         group = {k: v for k, v in template.items() if k not in {"params", "param_group", "initial_lr"}}
         optimizer.add_param_group(
             {**group, "params": list(self.distiller.main_parameters()), "param_group": "distill", "weight_decay": 0.0}

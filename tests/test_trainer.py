@@ -272,6 +272,19 @@ def test_distillation_modules_learn_and_are_in_the_optimizer(settings: Settings,
     assert not same, f"these never learn: {same}"
 
 
+@pytest.mark.parametrize("optimizer", ["auto", "SGD", "MuSGD", "RMSprop"])
+def test_every_optimizer_takes_the_distillation_modules(
+    settings: Settings, teachers: list[str], optimizer: str
+) -> None:
+    trainer = prepared(settings, teachers=teachers, distill_warmup=0, optimizer=optimizer)
+    groups = [group for group in trainer.optimizer.param_groups if group["param_group"] == "distill"]
+    assert len(groups) == 1
+    assert groups[0]["initial_lr"] == trainer.args.lr0
+    student_gradient(trainer, first_batch(trainer))
+    trainer.optimizer_step()
+    assert all(torch.isfinite(p).all() for p in trainer.distiller.parameters())  # type: ignore[union-attr]
+
+
 def test_drowning_is_warned_of_once(settings: Settings, teachers: list[str], messages: list[str]) -> None:
     MedDet(STUDENT).train(teachers=teachers, dist_weight=1000.0, distill_warmup=0, **settings)
     warnings = [line for line in messages if "may drown" in line]
