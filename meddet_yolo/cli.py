@@ -312,12 +312,20 @@ def _run_mode(mode: str, words: Sequence[str], options: dict[str, Any]) -> None:
     if mode == "train":
         _train(model, name, options)
     elif mode == "predict":
-        source, stream = options.pop("source"), options.pop("stream", None)
-        del stream  # results are always consumed one by one here
-        for _ in model.predict(source, stream=True, **{"save": True, **options}):
-            pass
+        _predict(model, options)
     else:
         getattr(model, mode)(**options)
+
+
+def _predict(model: Any, options: dict[str, Any]) -> None:
+    """Predict on every image that can be read, then name those that cannot."""
+    options = {"save": True, **options, "stream": True}
+    done = {str(result.path) for result in model.predict(options.pop("source"), **options)}
+    files = getattr(getattr(model.predictor, "dataset", None), "files", None) or []  # streams and arrays have none
+    broken = [str(file) for file in files if str(file) not in done]
+    if broken:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise ValueError(f"cannot read {broken[0]}{more}: not an image, or damaged; the others are done")
 
 
 def _train(model: Any, name: str, options: dict[str, Any]) -> None:

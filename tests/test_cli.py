@@ -236,6 +236,20 @@ def test_what_cannot_be_trained_is_one_clear_line(failing, tiny_data, tmp_path, 
     assert not list((tmp_path / "runs").rglob("*.pt"))
 
 
+def test_broken_images_are_named_and_the_others_done(tmp_path, tiny_data, tiny_teachers, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    sound = next((tiny_data.parent / "images" / "val").iterdir())
+    (images / sound.name).write_bytes(sound.read_bytes())
+    (images / "cut.png").write_bytes(sound.read_bytes()[:40])
+    (images / "junk.jpg").write_text("no image")
+    options = [f"model={tiny_teachers[0]}", "imgsz=64", f"project={tmp_path}", "name=out"]
+    assert cli.main(["predict", f"source={images}", *options]) == 1
+    assert "cannot read" in (line := capsys.readouterr().err) and "and 1 more" in line
+    assert [path.stem for path in (tmp_path / "out").iterdir()] == [sound.stem]
+    assert cli.main(["predict", f"source={images / sound.name}", *options]) == 0
+
+
 def test_a_finished_checkpoint_is_not_resumed(failing, tiny_teachers):
     code, line = failing("train", f"model={tiny_teachers[0]}", "resume=True")
     assert code == 1
