@@ -16,7 +16,7 @@ from torch import Tensor
 from meddet_yolo.nn.nmode_eval import PI_PARTS, ROUNDING_SHIFT, packed_constants, packed_words, sixteen_bit_table
 
 _BLOCK = 1024
-_PI_HIGH, _PI_MIDDLE, _PI_LOW = (tl.constexpr(part) for part in PI_PARTS)
+_PI_HIGH, _PI_LOW = (tl.constexpr(part) for part in PI_PARTS)
 _PER_PI = tl.constexpr(1 / math.pi)
 _SHIFT = tl.constexpr(ROUNDING_SHIFT)
 
@@ -48,7 +48,7 @@ def _packed_kernel(  # type: ignore[no-untyped-def]
     inside = offset < length
     g = tl.load(g_ptr + offset, mask=inside, other=0.0)
     turns = _round(g * _PER_PI)
-    x = (((g - turns * _PI_HIGH) - turns * _PI_MIDDLE) - turns * _PI_LOW) * per_radian
+    x = ((g - turns * _PI_HIGH) - turns * _PI_LOW) * per_radian
     k = _round(x)
     # NaN and what range reduction cannot bring home: any index in range will do, x - k carries the NaN.
     index = tl.where(tl.abs(k) <= SIZE, k, 0.0).to(tl.int32) & (SIZE - 1)

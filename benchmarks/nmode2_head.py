@@ -1,0 +1,103 @@
+"""What does nmODE² in the head cost a whole detector at inference?
+
+Times a MedDet model against the stock model of the same layout, both untrained and fused, on one image: in PyTorch, in
+ONNX Runtime and in OpenVINO, each exported by Ultralytics, in turn in one process on the CPU.
+
+    python benchmarks/nmode2_head.py --threads 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import openvino
+import torch
+from nmode2_timing import CLOCKS, header, interleave, ratio, summary, write
+from ultralytics import YOLO
+
+import meddet_yolo  # noqa: F401  # teaches Ultralytics our head
+
+STOCK = {"meddet": "yolo26", "meddet11": "yolo11"}
+
+
+def pytorch_call(yolo: YOLO, image: np.ndarray) -> Callable[[], np.ndarray]:
+    """Return the fused model's forward pass in eager mode."""
+    model = yolo.model.eval().fuse(verbose=False)
+    tensor = torch.from_numpy(image)
+
+    @torch.inference_mode()
+    def call() -> np.ndarray:
+        result = model(tensor)
+        return (result[0] if isinstance(result, (list, tuple)) else result).numpy()
+
+    return call
+
+
+def onnx_call(path: str, image: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
+    """Return a run of an ONNX file in ONNX Runtime."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {session.get_inputs()[0].name: image})[0]
+
+
+def openvino_call(folder: str, image: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
+    """Return a run of an exported folder in OpenVINO."""
+    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    path = next(Path(folder).glob("*.xml"))
+    request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+    request.set_input_tensor(openvino.Tensor(image))
+
+    def call() -> np.ndarray:
+        request.infer()
+        return request.get_output_tensor(0).data
+
+    return call
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="meddet-n.yaml", help="a MedDet layout")
+    parser.add_argument("--imgsz", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=61)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    args = parser.parse_args()
+    family, scale = Path(args.model).stem.split("-")
+    head = header(("torch", "ultralytics", "onnxruntime", "openvino"), args.threads, args.clock)
+    image = np.random.default_rng(0).random((1, 3, args.imgsz, args.imgsz), dtype=np.float32)
+    names = {"stock": f"{STOCK[family]}{scale}.yaml", "MedDet": args.model}
+    calls: dict[str, dict[str, Callable[[], np.ndarray]]] = {"PyTorch": {}, "ONNX Runtime": {}, "OpenVINO": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)  # exports are written beside the layout's name
+        for name, layout in names.items():
+            onnx = YOLO(layout).export(format="onnx", imgsz=args.imgsz, verbose=False)
+            folder_of_xml = YOLO(layout).export(format="openvino", imgsz=args.imgsz, verbose=False)
+            torch.set_num_threads(args.threads)  # an export may have changed it
+            calls["PyTorch"][name] = pytorch_call(YOLO(layout), image)
+            calls["ONNX Runtime"][name] = onnx_call(onnx, image, args.threads)
+            calls["OpenVINO"][name] = openvino_call(folder_of_xml, image, args.threads)
+        flat = {f"{runtime}, {name}": call for runtime, pair in calls.items() for name, call in pair.items()}
+        times = interleave(flat, args.rounds, args.clock)
+    rows = [
+        {
+            "runtime": runtime,
+            "model": names[name],
+            **summary(times[f"{runtime}, {name}"]),
+            "times stock": ratio(times[f"{runtime}, {name}"], times[f"{runtime}, stock"]),
+        }
+        for runtime, pair in calls.items()
+        for name in pair
+    ]
+    caption = f"{args.model} against {names['stock']}, one image of {args.imgsz} px"
+    write(f"nmode2_head_{Path(args.model).stem}", "Cost of nmODE² in a whole detector", head, {caption: rows})
+
+
+if __name__ == "__main__":
+    main()
