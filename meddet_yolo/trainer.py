@@ -363,9 +363,22 @@ class DistillTrainer(DetectionTrainer):
         return torch.stack([terms[name] for name in TERMS]) * images.shape[0], items
 
     def _detection_on(self, maps: list[Tensor], batch: dict[str, Any]) -> Tensor:
-        """Return the mean detection loss of the student's head on other maps than the student's own."""
+        """Return the mean detection loss of the student's head on other maps than the student's own.
+
+        The head's running statistics stay those of the student's maps, which are what it reads in inference.
+        """
         model = unwrap_model(self.model)
-        loss, _ = model.criterion.base(model.model[-1](maps), batch)
+        head = model.model[-1]
+        norms = [m for m in head.modules() if isinstance(m, nn.BatchNorm2d)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 0.0
+        try:
+            preds = head(maps)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+        loss, _ = model.criterion.base(preds, batch)
         return loss.sum() / maps[0].shape[0]
 
     # Steps ----------------------------------------------------------------------------------------------------------

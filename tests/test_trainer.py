@@ -294,9 +294,16 @@ def test_drowning_is_warned_of_once(settings: Settings, teachers: list[str], mes
 
 def test_the_detection_guard_trains(settings: Settings, teachers: list[str]) -> None:
     trainer = prepared(settings, teachers=teachers, guard="detection", distill_warmup=0)
-    student_gradient(trainer, first_batch(trainer))
+    plain = prepared(settings)
+    batch = first_batch(trainer)
+    student_gradient(trainer, batch)
     assert float(trainer.loss_items["guard_loss"]) > 0
     assert all(p.grad is not None for p in trainer.distiller.main_parameters())  # type: ignore[union-attr]
+    plain.model(dict(batch))
+    for ours, theirs in zip(trainer.model.buffers(), plain.model.buffers(), strict=True):
+        if ours.dtype.is_floating_point:  # the statistics are those of the student's maps alone
+            assert torch.equal(ours, theirs)
+    assert all(m.momentum > 0 for m in trainer.model.modules() if isinstance(m, torch.nn.BatchNorm2d))
 
 
 # Interruptions -------------------------------------------------------------------------------------------------------
