@@ -2,7 +2,7 @@
 
 Forward, and forward + backward, of nmODE² (closed form, four unrolled RK4 steps, torchdiffeq's rk4 with four steps and
 dopri5 at rtol = atol = 1e-3), SiLU and GELU on the same tensor, in turn; eager, and under torch.compile where that
-makes sense. Peak extra memory is the growth of the process during one call, in units of the input tensor.
+makes sense. Peak extra memory is the growth of the process during one call, in units of the input tensor (Linux).
 
     python benchmarks/nmode2_speed.py --threads 2
 """
@@ -10,6 +10,7 @@ makes sense. Peak extra memory is the growth of the process during one call, in 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -75,20 +76,25 @@ def forward_backward(function: Callable[[Tensor], Tensor], g: Tensor) -> Callabl
     return call
 
 
-def peak_extra_memory(call: Callable[[], object], unit: int) -> float | None:
-    """Return the growth of the resident set at its peak during one call, in units of ``unit`` bytes (Linux only)."""
-    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if not reset.exists():
-        return None
+def return_large_blocks_at_once() -> None:
+    """Make glibc map large tensors one by one and unmap them when freed, so that the resident set follows them."""
+    m_mmap_threshold = -3
+    ctypes.CDLL(None).mallopt(m_mmap_threshold, 65536)
 
-    def kilobytes(field: str) -> int:
-        return int(next(line for line in status.read_text().splitlines() if line.startswith(field)).split()[1])
 
+def peak_extra_memory(call: Callable[[], object], unit: int) -> float:
+    """Return the growth of the resident set at its peak during one call, in units of ``unit`` bytes."""
     call()
-    reset.write_text("5")  # the high-water mark starts again from what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from what is resident now
     before = kilobytes("VmRSS")
     call()
     return (kilobytes("VmHWM") - before) * 1024 / unit
+
+
+def kilobytes(field: str) -> int:
+    """Return a memory field of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def main() -> None:
@@ -101,6 +107,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     head = header(("torch", "torchdiffeq"), args.threads, args.clock)
     tables: dict[str, list[dict[str, Any]]] = {}
+    measured: list[tuple[list[dict[str, Any]], dict[str, Callable[[], object]], int]] = []
     for shape in SHAPES:
         g = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
         for mode, wrap in (("forward", forward), ("forward + backward", forward_backward)):
@@ -115,10 +122,15 @@ def main() -> None:
                         **summary(times[name]),
                         "times GELU": ratio(times[name], times["GELU"]),
                         "times closed form": ratio(times[name], times["closed form"]),
-                        "peak extra memory (inputs)": peak_extra_memory(call, g.numel() * g.element_size()),
                     }
-                    for name, call in calls.items()
+                    for name in calls
                 ]
+                measured.append((tables[caption], calls, g.numel() * g.element_size()))
+    if sys.platform == "linux":  # last, because it slows allocation down
+        return_large_blocks_at_once()
+        for rows, calls, unit in measured:
+            for row, call in zip(rows, calls.values(), strict=True):
+                row["peak extra memory (inputs)"] = peak_extra_memory(call, unit)
     write("nmode2_speed", "Cost of nmODE² in closed form", head, tables)
 
 
