@@ -503,6 +503,15 @@ class DistillTrainer(DetectionTrainer):
         if self.disc_optimizer is not None:
             self.disc_optimizer.load_state_dict(state["disc_optimizer"])
 
+    def resume_training(self, ckpt: dict[str, Any] | None) -> None:
+        """Resume as the stock trainer does; an epoch that was logged but not saved any more is logged once."""
+        super().resume_training(ckpt)
+        if self.start_epoch and RANK in {-1, 0} and self.csv.exists():
+            header, *rows = self.csv.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [row for row in rows if int(row.split(",", 1)[0]) <= self.start_epoch]
+            if kept != rows:
+                self.csv.write_text("".join([header, *kept]), encoding="utf-8")
+
     def _check_digests(self, saved: list[str]) -> None:
         """Refuse to resume with other teachers than the run was started with."""
         current = [_digest(name) for name in self.distill_config.teachers]

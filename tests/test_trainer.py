@@ -354,6 +354,10 @@ def test_kill_9_and_resume(settings: Settings, teachers: list[str], tmp_path: Pa
     with pytest.raises(ValueError, match="not the file that the run was started with"):
         MedDet(last).train(resume=True, teachers=[str(copies[1]), str(copies[1])])
 
+    results = run_files(settings) / "results.csv"
+    with results.open("a") as stream:  # as if it had been killed between logging an epoch and saving it
+        stream.write(results.read_text().splitlines()[-1].replace("1,", "2,", 1) + "\n")
+
     model, restored = MedDet(last), {}
 
     def look(trainer: DistillTrainer) -> None:

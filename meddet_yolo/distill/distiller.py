@@ -37,12 +37,15 @@ class MedDetDistiller(nn.Module):
     """Alignment, fusion, guard, distillation loss and adversary of the MedDet method (arXiv 2409.00204).
 
     At every level the teachers' maps are standardised, aligned to the student's shape (AFA) and fused (LWFF). The
-    student's map, through a 1x1 convolution of its own because the fused channels come in no particular basis, is
-    compared with the fused one by the mean squared error of the standardised maps (L_dist). A generator on the
-    student's map plays against a discriminator (L_adv). The student never pulls the fused map towards itself: its
-    gradient is stopped there, and alignment and fusion learn from the guard, except with `guard: none`, where nothing
-    but L_dist trains them and the fused map is free to shrink to what the student finds easiest. `metrics()` shows when
-    it does.
+    student's map is compared with the fused one by the mean squared error of the standardised maps (L_dist). A
+    generator on the student's map plays against a discriminator (L_adv). The student never pulls the fused map towards
+    itself: its gradient is stopped there, and alignment and fusion learn from the guard, except with `guard: none`,
+    where nothing but L_dist trains them and the fused map is free to shrink to what the student finds easiest.
+    `metrics()` shows when it does.
+
+    With `guard: detection` the student's head reads both maps, so they share their channels and are compared as they
+    are. With the other guards the fused channels come in no particular basis, and the student's map first goes through
+    a 1x1 convolution of its own.
 
     Modules that a configuration does not use are not built, and building draws nothing from the global random state, so
     a run with distillation starts with the same student as one without.
@@ -97,7 +100,7 @@ class MedDetDistiller(nn.Module):
             self.adversary: AdversarialAuxiliaryTeacher | None = None
             if config.guard == "reconstruction":
                 self.guard = nn.ModuleList(ReconstructionGuard(s, teachers) for s, teachers in levels)
-            if config.dist_weight > 0:
+            if config.dist_weight > 0 and config.guard != "detection":
                 self.student_align = nn.ModuleList(nn.Conv2d(s, s, 1, bias=False) for s, _ in levels)
             if config.adv_weight > 0:
                 self.adversary = AdversarialAuxiliaryTeacher(self.student_channels, config.disc_grid)
@@ -141,14 +144,14 @@ class MedDetDistiller(nn.Module):
             target = [standardise(x) for x in fused]
         losses = dict.fromkeys(("dist", "adv", "guard"), target[0].new_zeros(()))
 
-        if self.student_align is not None:
+        if self.config.dist_weight > 0:
             weights = self._spatial_weights(batch, student.feats)
             taught = target if self.config.guard == "none" else [z.detach() for z in target]
+            learnt = student.feats
+            if self.student_align is not None:
+                learnt = [conv(x) for conv, x in zip(self.student_align, learnt, strict=True)]
             losses["dist"] = torch.stack(
-                [
-                    _distance(standardise(conv(x)), z, w)
-                    for conv, x, z, w in zip(self.student_align, student.feats, taught, weights, strict=True)
-                ]
+                [_distance(standardise(x), z, w) for x, z, w in zip(learnt, taught, weights, strict=True)]
             ).mean()
         if self.adversary is not None:
             losses["adv"] = self.adversary.generator_loss(student.feats, target, standardised=True)

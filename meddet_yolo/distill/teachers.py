@@ -28,14 +28,16 @@ def neck_features(layers: Iterable[Any], taps: Sequence[int], images: Tensor) ->
         One map of shape (B, C_l, H_l, W_l) a tap, in the order of `taps`.
     """
     layers = list(layers)
-    needed = set(taps)
-    for layer in layers:
-        needed.update([layer.f] if isinstance(layer.f, int) else layer.f)
+    routes = []  # of every layer, where it reads; negative numbers count back from the layer itself
+    for index, layer in enumerate(layers):
+        sources = [layer.f] if isinstance(layer.f, int) else layer.f
+        routes.append([source + index if source < 0 else source for source in sources])
+    needed = {*taps, *(source for index, route in enumerate(routes) for source in route if source != index - 1)}
     outputs: dict[int, Any] = {}
     x: Any = images  # some layers hand on lists
-    for index, layer in enumerate(layers):
-        outputs[-1] = x
-        x = layer(outputs[layer.f] if isinstance(layer.f, int) else [outputs[source] for source in layer.f])
+    for index, (layer, route) in enumerate(zip(layers, routes, strict=True)):
+        inputs = [x if source == index - 1 else outputs[source] for source in route]
+        x = layer(inputs[0] if isinstance(layer.f, int) else inputs)
         if index in needed:
             outputs[index] = x
     return [outputs[tap] for tap in taps]
@@ -168,7 +170,7 @@ class Teacher:
         self.image_channels = _input_channels(copied)
         self.channels, self.strides = probe_neck(copied)
         self.layers, self._taps = _split_head(copied)
-        self.layers = self.layers.to(memory_format=torch.channels_last)
+        self.layers = self.layers.eval().to(memory_format=torch.channels_last)
 
     def to(self, device: torch.device | str) -> Teacher:
         """Move the weights to a device."""

@@ -41,7 +41,7 @@ class NmODE2Block(Conv):
 
         Example:
             >>> NmODE2Block.from_conv(Conv(8, 16), t_end=2.0).act
-            NmODE2Activation(t_end=2, solver=closed)
+            NmODE2Activation(t_end=2, solver=closed, shift=0.3518, scale=3.6912)
         """
         block = cls.__new__(cls)
         block.__dict__ = stock.__dict__
