@@ -1,8 +1,8 @@
 """What does a distillation step cost beyond the student's step and the teachers' forward passes?
 
 Sets the real trainers up on a generated batch and runs their steps in turn (student alone, teachers' forward up to the
-neck, MedDet, Ultralytics' own `distill_model=`), so that a drifting machine hits all alike. A step is forward, loss,
-backward and the optimizers' step.
+neck, MedDet, Ultralytics' own `distill_model=`), so that a drifting machine hits all alike. A step is preparing the
+batch, forward, loss, backward and the optimizers' step.
 
     python benchmarks/distill_step.py --teachers yolo11s yolo11m
 """
@@ -93,28 +93,31 @@ def make_step(trainer: Any, batch: dict[str, Any]) -> Callable[[], None]:
 
     def step() -> None:
         with torch.autocast(trainer.device.type, enabled=trainer.amp):
-            loss, trainer.loss_items = trainer.model(dict(batch))
+            prepared = trainer.preprocess_batch(dict(batch))
+            loss, trainer.loss_items = trainer.model(prepared)
         trainer.scaler.scale(loss.sum()).backward()
         trainer.optimizer_step()
 
     return step
 
 
-def measure(steps: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, list[float]]:
+def measure(steps: dict[str, Callable[[], None]], rounds: int, device: str, clock: str) -> dict[str, list[float]]:
     """Time every step once a round, after two rounds of warm-up; milliseconds."""
     import torch
+
+    now = time.process_time if clock == "cpu" else time.perf_counter
 
     times: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(rounds + 2):
         for name, step in steps.items():
             if device != "cpu":
                 torch.cuda.synchronize()
-            start = time.perf_counter()
+            start = now()
             step()
             if device != "cpu":
                 torch.cuda.synchronize()
             if i >= 2:
-                times[name].append(1e3 * (time.perf_counter() - start))
+                times[name].append(1e3 * (now() - start))
     return times
 
 
@@ -128,24 +131,30 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: for a busy machine")
+    parser.add_argument("--set", nargs="*", default=[], help="distillation arguments, key=value")
+    parser.add_argument("--tag", default="", help="name of these settings, for the results")
     args = parser.parse_args()
+    from ultralytics.cfg import smart_value
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = write_data(folder, args.imgsz, args.batch)
         teachers = [write_teacher(folder, teacher) for teacher in args.teachers]
         alone = build(args, data, folder, "alone")
-        one = build(args, data, folder, "one", teachers=teachers[:1])
+        settings = {k: smart_value(v) for k, v in (pair.split("=", 1) for pair in args.set)}
+        one = build(args, data, folder, "one", teachers=teachers[:1], **settings)
         native = build(args, data, folder, "native", distill_model=teachers[0])
         trainers = {"student": alone, "MedDet, first teacher": one, "native distill_model": native}
         if len(teachers) > 1:
-            trainers["MedDet, all teachers"] = build(args, data, folder, "all", teachers=teachers)
-        batch = alone.preprocess_batch(next(iter(alone.train_loader)))
+            trainers["MedDet, all teachers"] = build(args, data, folder, "all", teachers=teachers, **settings)
+        batch = next(iter(alone.train_loader))
+        images = alone.preprocess_batch(dict(batch))["img"]
         steps = {label: make_step(trainer, batch) for label, trainer in trainers.items()}
         everyone = trainers.get("MedDet, all teachers", one).teachers
         for teacher in everyone:
-            steps[f"forward of {Path(teacher.name).stem}"] = lambda t=teacher: t(batch["img"])
-        times = measure(steps, args.rounds, args.device)
+            steps[f"forward of {Path(teacher.name).stem}"] = lambda t=teacher: t(images)
+        times = measure(steps, args.rounds, args.device, args.clock)
 
     first = f"forward of {args.teachers[0]}"
     forwards = [f"forward of {name}" for name in args.teachers]
@@ -169,8 +178,8 @@ def main() -> None:
         "",
         f"Machine: {describe_machine()}",
         "",
-        f"Student {args.student}, {args.imgsz} px, batch {args.batch}, {args.rounds} interleaved rounds; "
-        "median [smallest, largest].",
+        f"Student {args.student}, {args.imgsz} px, batch {args.batch}, {args.rounds} interleaved rounds of "
+        f"{'processor' if args.clock == 'cpu' else 'wall'} time; median [smallest, largest].",
         "",
         "| step | milliseconds |",
         "|---|---|",
@@ -182,7 +191,8 @@ def main() -> None:
     ]
     print("\n".join(lines))
     RESULTS.mkdir(exist_ok=True)
-    stem = f"distill_step_{'cpu' if args.device == 'cpu' else 'gpu'}{'_channels_last' if args.channels_last else ''}"
+    layout = "_channels_last" if args.channels_last else ""
+    stem = f"distill_step_{'cpu' if args.device == 'cpu' else 'gpu'}{layout}{args.tag}"
     (RESULTS / f"{stem}.md").write_text("\n".join(lines) + "\n")
     document = {"command": command, "machine": describe_machine(), "milliseconds": times, "ratios": ratios}
     (RESULTS / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n")

@@ -230,6 +230,7 @@ def test_the_gradient_changes_with_each_teacher(settings: Settings, teachers: li
     with torch.no_grad():
         for parameter in trainer.teachers[changed].layers[0].parameters():
             parameter.mul_(-1.5)
+    batch["teacher_feats"] = [teacher(batch["img"]).feats for teacher in trainer.teachers]
     after = student_gradient(trainer, batch)
     noise = (before - again).abs().max()
     assert (before - after).abs().max() > 10 * noise + 1e-6
