@@ -70,21 +70,19 @@ def forward_backward(function: Callable[[Tensor], Tensor], g: Tensor) -> Callabl
     weight = torch.ones_like(g)
 
     def call() -> None:
-        g.grad = None
         function(g).backward(weight)
+        g.grad = None
 
     return call
 
 
-def return_large_blocks_at_once() -> None:
-    """Make glibc map large tensors one by one and unmap them when freed, so that the resident set follows them."""
-    m_mmap_threshold = -3
-    ctypes.CDLL(None).mallopt(m_mmap_threshold, 65536)
-
-
 def peak_extra_memory(call: Callable[[], object], unit: int) -> float:
-    """Return the growth of the resident set at its peak during one call, in units of ``unit`` bytes."""
+    """Return the growth of the resident set at its peak during one call, in units of ``unit`` bytes (glibc)."""
+    libc = ctypes.CDLL(None)
+    m_mmap_threshold = -3
+    libc.mallopt(m_mmap_threshold, 65536)  # large tensors are mapped one by one, and unmapped when freed
     call()
+    libc.malloc_trim(0)  # what is free already must not hide what the call needs
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from what is resident now
     before = kilobytes("VmRSS")
     call()
@@ -127,7 +125,6 @@ def main() -> None:
                 ]
                 measured.append((tables[caption], calls, g.numel() * g.element_size()))
     if sys.platform == "linux":  # last, because it slows allocation down
-        return_large_blocks_at_once()
         for rows, calls, unit in measured:
             for row, call in zip(rows, calls.values(), strict=True):
                 row["peak extra memory (inputs)"] = peak_extra_memory(call, unit)

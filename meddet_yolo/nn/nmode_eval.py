@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -78,6 +78,17 @@ def _has_triton() -> bool:
 # Tables as tensors
 
 
+@contextmanager
+def _untraced() -> Iterator[None]:
+    """Keep the making of a table out of a TorchScript trace, in which the finished table is a constant."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+
+
 class _TensorCache:
     """Tables per (t_end, order, kind, device), filled on demand; never with a tracer's stand-in for a tensor."""
 
@@ -87,8 +98,7 @@ class _TensorCache:
     def get(self, key: tuple[object, ...], device: torch.device, build: Callable[[], Tensor]) -> Tensor:
         tensor = self._tensors.get((*key, device))
         if tensor is None:
-            with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", torch.jit.TracerWarning)  # a constant of the trace is what we want
+            with torch.inference_mode(False), torch.no_grad(), _untraced():
                 tensor = build().to(device)
             if type(tensor) is Tensor:
                 self._tensors[(*key, device)] = tensor
