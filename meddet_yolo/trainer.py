@@ -272,10 +272,9 @@ class DistillTrainer(DetectionTrainer):
         if not self.teachers:
             return optimizer
         self.distiller = self._build_distiller(unwrap_model(model))
+        # MuSGD has two groups of weights, the head's with a higher rate.
         weights = [group for group in optimizer.param_groups if group.get("param_group") == "weight"]
-        template = min(
-            weights, key=lambda group: group["lr"]
-        )  # MuSGD has a second one for the head, with a higher rate
+        template = min(weights, key=lambda group: group["lr"])
         group = {k: v for k, v in template.items() if k not in {"params", "param_group", "initial_lr"}}
         optimizer.add_param_group(
             {**group, "params": list(self.distiller.main_parameters()), "param_group": "distill", "weight_decay": 0.0}
