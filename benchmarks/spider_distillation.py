@@ -15,6 +15,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import shlex
 import statistics
 import subprocess
@@ -166,7 +167,9 @@ def report(args: argparse.Namespace) -> None:
         "command": args.command,
         "machine": describe_machine(),
         "teachers": teachers,
-        "runs": [{**r, "settings": {k: Path(v).name for k, v in r["settings"].items()}} for r in results],
+        "runs": [
+            {**r, "settings": {k: re.sub(r"/[^',\]]*/", "", v) for k, v in r["settings"].items()}} for r in results
+        ],
     }
     (RESULTS / "spider_distillation.json").write_text(json.dumps(document, indent=2) + "\n")
     print("\n".join(lines))
