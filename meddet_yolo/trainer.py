@@ -364,10 +364,9 @@ class DistillTrainer(DetectionTrainer):
         total = detection.detach().sum() / images.shape[0] + sum(student.values())
         shares = {f"{name}_share": value / total.clamp(min=1e-9) for name, value in student.items()}
         metrics = self.distiller.metrics()
-        variance = [value for name, value in metrics.items() if name.startswith("ev_t")]
         items = {f"{name}_loss": term.detach() for name, term in terms.items()} | shares
         items["disc_acc"] = metrics.pop("disc_acc", total.new_zeros(()))
-        items["fused_ev"] = torch.stack(variance).mean()
+        items["fused_ev"] = metrics.pop("fused_ev")
         for name, value in metrics.items():
             name = _level_name(name, self._student_strides)
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value

@@ -112,7 +112,6 @@ class MedDetDistiller(nn.Module):
         teachers: Sequence[DetectorOutput],
         batch: Mapping[str, Any] | None = None,
         *,
-        progress: float = 1.0,
         detection_loss: Callable[[list[Tensor]], Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Compute the distillation losses of one batch.
@@ -122,8 +121,6 @@ class MedDetDistiller(nn.Module):
             teachers: One output for each teacher, the levels matched to the student's. No gradient reaches them.
             batch: Labels as Ultralytics collates them; `bboxes` (N, 4) and `batch_idx` (N,) are read when
                 `foreground_weight` is above 0.
-            progress: Share of training that is done, in [0, 1]. Methods share one signature; this one has no use for
-                it.
             detection_loss: Detection loss of the student's head on the maps it is given, needed by `guard: detection`.
 
         Returns:
