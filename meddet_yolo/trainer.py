@@ -404,12 +404,15 @@ class DistillTrainer(DetectionTrainer):
         super().optimizer_step()
 
     def _discriminator_step(self) -> None:
-        """Train the discriminator for one step in float32."""
+        """Train the discriminator for one step in float32; a loss that is not finite makes every process skip it."""
         if self.disc_optimizer is None or self.distiller is None:
             return
         with torch.autocast(self.device.type, enabled=False):
             loss = self.distiller.discriminator_loss()
-        if not torch.isfinite(loss):
+        finite = torch.isfinite(loss.detach()).float()
+        if self.world_size > 1:
+            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        if not finite:
             return
         self._disc_sums.append(loss.detach())
         self.disc_optimizer.zero_grad()

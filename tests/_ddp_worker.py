@@ -29,12 +29,28 @@ nn.parallel.DistributedDataParallel = CpuParallel  # type: ignore[misc]
 class GlooTrainer(DistillTrainer):
     """The trainer in two CPU processes: only the process group differs from a run on several GPUs."""
 
+    disc_steps = 0
+
     def _setup_ddp(self) -> None:
         dist.init_process_group("gloo", rank=RANK, world_size=self.world_size)
 
     def _do_train(self) -> None:
         self.world_size = 2
         super()._do_train()
+
+    def _discriminator_step(self) -> None:
+        """Let the first step's loss be NaN in one of the processes."""
+        assert self.distiller is not None
+        self.disc_steps += 1
+        if RANK == 1 and self.disc_steps == 1:
+            loss = self.distiller.discriminator_loss
+            self.distiller.discriminator_loss = lambda: loss() * float("nan")  # type: ignore[method-assign]
+            try:
+                super()._discriminator_step()
+            finally:
+                self.distiller.discriminator_loss = loss  # type: ignore[method-assign]
+        else:
+            super()._discriminator_step()
 
     def final_eval(self) -> None:
         """The state is compared as training leaves it."""
@@ -60,6 +76,7 @@ def main() -> None:
         "distiller": digest(trainer.distiller.main_parameters()),
         "discriminator": digest(trainer.distiller.discriminator_parameters()),
         "losses": losses,
+        "disc_steps": trainer.disc_steps,
     }
     (out / f"rank{RANK}.json").write_text(json.dumps(report))
     dist.destroy_process_group()

@@ -40,4 +40,5 @@ def test_two_processes_distil_and_stay_equal(tmp_path: Path, tiny_data: Path, ti
     assert first["losses"] != second["losses"], "both ranks saw the same batches"
     for losses in (first["losses"], second["losses"]):
         assert all(step["dist_loss"] > 0 and step["adv_loss"] > 0 for step in losses[1:])
+    assert first["disc_steps"] == second["disc_steps"] > 1  # one of them with a loss that is NaN in one process
     assert (tmp_path / "run" / "weights" / "last.pt").exists()
