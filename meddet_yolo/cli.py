@@ -14,6 +14,8 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,12 @@ _REQUIRED = {
     "export": {"model": "the checkpoint to export, for example model=best.pt"},
 }
 _THEIR_COMMANDS = ("checks", "cfg", "copy-cfg", "login", "logout", "solutions")  # besides modes
+# Commands of ours beside the modes: module and function, whose parameters are the command's keys. What it returns is
+# printed: a string as it is, a dictionary as key=value lines, a path as the data set that was made.
+_OWN_COMMANDS = {
+    "phantom": ("meddet_yolo.data.phantom", "generate_phantom"),
+    "quickstart": ("meddet_yolo.quickstart", "quickstart"),
+}
 _OTHER_FAMILIES = ("rtdetr", "fastsam", "sam_", "sam2_", "sam2.1_", "sam3", "mobile_sam", "yolo_nas")
 _MESSAGE_LIMIT = 300
 
@@ -121,8 +129,7 @@ def _dispatch(args: list[str]) -> None:
         "h": lambda _: print(HELP),
         "version": lambda _: _print_versions(),
         "settings": _settings,
-        "phantom": _phantom,
-        "quickstart": _quickstart,
+        **{name: partial(_run_own, name) for name in _OWN_COMMANDS},
     }
     if word in own:
         own[word](args[1:])
@@ -269,13 +276,13 @@ def _check_keys(mode: str, options: dict[str, Any]) -> None:
     from ultralytics.cfg import check_dict_alignment
     from ultralytics.utils import DEFAULT_CFG_DICT
 
-    from meddet_yolo.distill.config import DistillConfig
+    from meddet_yolo.model import OWN_KEYS
 
-    ours = DistillConfig.keys()
-    valid = {*DEFAULT_CFG_DICT, "augmentations", "save_dir"} | (ours if mode == "train" else set())
+    valid = {*DEFAULT_CFG_DICT, "augmentations", "save_dir", *OWN_KEYS[mode]}
     for key in options:
-        if key in ours and key not in valid:
-            raise UsageError(f"{key}= is an argument of `meddet train`, not of `meddet {mode}`")
+        home = next((m for m in MODES if key in OWN_KEYS[m]), None)
+        if key not in valid and home:
+            raise UsageError(f"{key}= is an argument of `meddet {home}`, not of `meddet {mode}`")
     try:
         with _without_their_help():
             check_dict_alignment(dict.fromkeys(valid), options)
@@ -388,18 +395,16 @@ def _settings(args: list[str]) -> None:
     print(settings)
 
 
-def _phantom(args: list[str]) -> None:
-    """Draw a data set."""
-    from meddet_yolo.data.phantom import generate_phantom
-
-    print(f"data={_call(generate_phantom, 'phantom', args)}")
-
-
-def _quickstart(args: list[str]) -> None:
-    """Run the main job end to end."""
-    from meddet_yolo.quickstart import quickstart
-
-    _call(quickstart, "quickstart", args)
+def _run_own(command: str, args: list[str]) -> None:
+    """Run a command of ours and print what its function returns."""
+    module, function = _OWN_COMMANDS[command]
+    result = _call(getattr(import_module(module), function), command, args)
+    if isinstance(result, dict):
+        result = "\n".join(f"{key}={value}" for key, value in result.items())
+    elif isinstance(result, Path):
+        result = f"data={result}"
+    if isinstance(result, str) and result:
+        print(result)
 
 
 def _call(function: Callable[..., Any], command: str, args: Sequence[str]) -> Any:

@@ -7,9 +7,18 @@ from typing import Any
 from ultralytics import YOLO
 
 from meddet_yolo import registry
+from meddet_yolo.distill.config import DistillConfig
 from meddet_yolo.trainer import DistillTrainer
 
-__all__ = ["MedDet"]
+__all__ = ["OWN_KEYS", "MedDet"]
+
+# The keys that a mode takes besides Ultralytics' own.
+OWN_KEYS: dict[str, frozenset[str]] = {
+    "train": frozenset(DistillConfig.keys()),
+    "val": frozenset(),
+    "predict": frozenset(),
+    "export": frozenset(),
+}
 
 registry.register()
 
