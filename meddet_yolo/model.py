@@ -8,6 +8,7 @@ from ultralytics import YOLO
 
 from meddet_yolo import registry
 from meddet_yolo.distill.config import DistillConfig
+from meddet_yolo.evaluate.validator import MedDetValidator
 from meddet_yolo.trainer import DistillTrainer
 
 __all__ = ["OWN_KEYS", "MedDet"]
@@ -41,9 +42,9 @@ class MedDet(YOLO):
 
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:
-        """Map each task to its classes, with our trainer for detection."""
+        """Map each task to its classes, with ours for detection."""
         tasks = super().task_map
-        tasks["detect"] = {**tasks["detect"], "trainer": DistillTrainer}
+        tasks["detect"] = {**tasks["detect"], "trainer": DistillTrainer, "validator": MedDetValidator}
         return tasks
 
     def tune(self, *args: Any, **kwargs: Any) -> Any:

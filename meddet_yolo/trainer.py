@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,14 +26,13 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import unwrap_model
 
+from meddet_yolo.data.dataset import build_dataset
 from meddet_yolo.data.labels import label_problem
 from meddet_yolo.distill.config import DistillConfig
 from meddet_yolo.distill.distiller import DetectorOutput, MedDetDistiller, match_levels
 from meddet_yolo.distill.teachers import Teacher, check_same_classes, probe_neck
+from meddet_yolo.evaluate.validator import MedDetValidator
 from meddet_yolo.registry import load_detector
-
-if TYPE_CHECKING:
-    from types import SimpleNamespace
 
 __all__ = ["DistillTrainer"]
 
@@ -206,15 +205,11 @@ class DistillTrainer(DetectionTrainer):
                 LOGGER.warning(f"Resume ignores {key}={value}, keeping {getattr(self.args, key)} of the checkpoint.")
 
     def get_validator(self) -> Any:
-        """Return the stock validator, which knows none of our arguments."""
-        args: SimpleNamespace = self.args
-        self.args = copy(args)
+        """Return the validator, which knows none of the distillation arguments."""
+        args = copy(self.args)
         for key in DistillConfig.keys():
-            vars(self.args).pop(key, None)
-        try:
-            return super().get_validator()
-        finally:
-            self.args = args
+            vars(args).pop(key, None)
+        return MedDetValidator(self.test_loader, save_dir=self.save_dir, args=args, _callbacks=self.callbacks)
 
     # Set-up ---------------------------------------------------------------------------------------------------------
 
@@ -225,7 +220,8 @@ class DistillTrainer(DetectionTrainer):
             ValueError: If a label row is out of range, no image is valid, or the training split has no box at all.
         """
         try:
-            dataset = super().build_dataset(img_path, mode, batch)
+            stride = max(int(unwrap_model(self.model).stride.max()), 32)
+            dataset = build_dataset(self.args, img_path, batch, self.data, mode=mode, rect=mode == "val", stride=stride)
         except RuntimeError as error:  # several lines, one for each image
             reasons = re.findall(r"(\S+): ignoring corrupt image/label: (.*)", str(error))
             if not reasons:

@@ -1,0 +1,65 @@
+"""`MedDetDataset`: Ultralytics' detection data set, read as this package reads images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ultralytics.data.dataset import YOLODataset
+from ultralytics.data.utils import get_split_fraction
+from ultralytics.utils import colorstr
+
+__all__ = ["MedDetDataset", "build_dataset"]
+
+
+class MedDetDataset(YOLODataset):
+    """A YOLO detection data set; on ordinary images the same as the stock one.
+
+    Takes the arguments of `ultralytics.data.dataset.YOLODataset`.
+    """
+
+
+def build_dataset(
+    cfg: Any,
+    img_path: str | list[str],
+    batch: int | None,
+    data: dict[str, Any],
+    *,
+    mode: str,
+    rect: bool = False,
+    stride: int = 32,
+    fraction: float | int | None = None,
+) -> MedDetDataset:
+    """Build the detection data set of a split with the settings that Ultralytics' own builder uses.
+
+    Args:
+        cfg: The run's arguments (`imgsz`, `cache`, `single_cls`, augmentation, ...).
+        img_path: Folder or list file of the images, or several of them.
+        batch: Images a batch, for rectangular batches.
+        data: The checked contents of the data set's YAML.
+        mode: "train" augments; anything else does not.
+        rect: Whether batches are rectangular (also where `cfg.rect` says so).
+        stride: The model's largest stride in pixels.
+        fraction: Share (or number) of the images to use; by default what `cfg.fraction` says for this split.
+    """
+    train = mode == "train"
+    if data.get("complete"):
+        fraction = 1.0  # limited already when it was downloaded
+    elif fraction is None:
+        fraction = get_split_fraction(cfg.fraction, "train" if train else cfg.split)
+    return MedDetDataset(
+        img_path=img_path,
+        imgsz=cfg.imgsz,
+        batch_size=batch,
+        augment=train,
+        hyp=cfg,
+        rect=cfg.rect or rect,
+        cache=cfg.cache or None,
+        single_cls=cfg.single_cls or False,
+        stride=stride,
+        pad=0.0 if train else 0.5,
+        prefix=colorstr(f"{mode}: "),
+        task=cfg.task,
+        classes=cfg.classes,
+        data=data,
+        fraction=fraction,
+    )
