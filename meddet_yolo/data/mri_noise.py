@@ -146,8 +146,8 @@ def gibbs_ringing(image: np.ndarray, sigma: float, rng: np.random.Generator | No
 def motion_ghosting(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
     """Add the ghosts of periodic motion: displaced copies of the image along the phase-encoding axis.
 
-    A signal that changes periodically while k-space is filled multiplies its lines by 1 + 2 sigma cos(2 pi d k + phase),
-    which by the shift theorem adds one copy on either side at distance d.
+    A signal that changes periodically while k-space is filled multiplies its lines k by
+    1 + 2 sigma cos(2 pi d k + phase), which by the shift theorem adds one copy on either side at distance d.
 
     Args:
         image: Image of shape (H, W), values at least 0.
