@@ -7,6 +7,7 @@ from typing import Any
 from ultralytics import YOLO
 
 from meddet_yolo import registry
+from meddet_yolo.data.mri_noise import MRINoiseConfig
 from meddet_yolo.distill.config import DistillConfig
 from meddet_yolo.evaluate.validator import MedDetValidator
 from meddet_yolo.trainer import DistillTrainer
@@ -15,7 +16,7 @@ __all__ = ["OWN_KEYS", "MedDet"]
 
 # The keys that a mode takes besides Ultralytics' own.
 OWN_KEYS: dict[str, frozenset[str]] = {
-    "train": frozenset(DistillConfig.keys()),
+    "train": DistillConfig.keys() | MRINoiseConfig.keys(),
     "val": frozenset(),
     "predict": frozenset(),
     "export": frozenset(),

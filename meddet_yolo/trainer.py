@@ -28,6 +28,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from meddet_yolo.data.dataset import build_dataset
 from meddet_yolo.data.labels import label_problem
+from meddet_yolo.data.mri_noise import MRINoiseConfig
 from meddet_yolo.distill.config import DistillConfig
 from meddet_yolo.distill.distiller import DetectorOutput, MedDetDistiller, match_levels
 from meddet_yolo.distill.teachers import Teacher, check_same_classes, probe_neck
@@ -40,6 +41,7 @@ SIDECAR = "distill-epoch{}.pt"  # never "last*", which Ultralytics searches for 
 TEACHER_FEATS = "teacher_feats"  # key of a batch: for every teacher its maps, matched to the student's levels
 GRADIENT_NORM = 10.0  # as Ultralytics clips the student
 TERMS = ("dist", "adv", "guard")
+OWN_DEFAULTS = {**DistillConfig.defaults(), **MRINoiseConfig.defaults()}  # arguments that Ultralytics does not know
 
 
 class DistillCriterion:
@@ -76,10 +78,10 @@ class DistillCriterion:
 class DistillTrainer(DetectionTrainer):
     """Train a detector on its labels and on the features of frozen teachers.
 
-    Takes every argument of `ultralytics.models.yolo.detect.DetectionTrainer` and the fields of
-    `meddet_yolo.distill.DistillConfig`, of which `teachers` switches distillation on; without teachers it trains as the
-    stock trainer does. The total is L = L_det + a L_dist + b L_adv + c L_guard (paper: L_det + L_dist + L_adv; the
-    weights, their warm-up and the guard are our own decisions).
+    Takes every argument of `ultralytics.models.yolo.detect.DetectionTrainer`, the fields of
+    `meddet_yolo.data.mri_noise.MRINoiseConfig` and those of `meddet_yolo.distill.DistillConfig`, of which `teachers`
+    switches distillation on; without teachers it trains as the stock trainer does. The total is L = L_det + a L_dist +
+    b L_adv + c L_guard (paper: L_det + L_dist + L_adv; the weights, their warm-up and the guard are our own decisions).
 
     Args:
         cfg: Ultralytics' default configuration.
@@ -122,8 +124,9 @@ class DistillTrainer(DetectionTrainer):
         config = DistillConfig.from_dict({k: v for k, v in overrides.items() if k in DistillConfig.keys()})
         if not resuming:
             self._refuse_native(overrides.get("distill_model"), config)
+            MRINoiseConfig.from_options(overrides)  # before anything is loaded
             models = self._load_teachers(config)
-        super().__init__({**DistillConfig.defaults(), **cfg2dict(cfg)}, overrides, _callbacks)
+        super().__init__({**OWN_DEFAULTS, **cfg2dict(cfg)}, overrides, _callbacks)
         if resuming:
             config = DistillConfig.from_dict({k: getattr(self.args, k) for k in DistillConfig.keys()})
             self._refuse_native(self.args.distill_model, config)
@@ -190,10 +193,10 @@ class DistillTrainer(DetectionTrainer):
             )
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
-        """Restore a run's arguments, its distillation arguments included; `teachers` and `trust` may be given anew."""
-        ours = {k: v for k, v in overrides.items() if k in DistillConfig.keys()}
+        """Restore a run's arguments, ours included; `teachers` and `trust` may be given anew."""
+        ours = {k: v for k, v in overrides.items() if k in OWN_DEFAULTS}
         super().check_resume({k: v for k, v in overrides.items() if k not in ours})
-        for key, default in DistillConfig.defaults().items():
+        for key, default in OWN_DEFAULTS.items():
             if not hasattr(self.args, key):  # a checkpoint of the stock trainer
                 setattr(self.args, key, default)
         if not self.resume:
@@ -205,9 +208,9 @@ class DistillTrainer(DetectionTrainer):
                 LOGGER.warning(f"Resume ignores {key}={value}, keeping {getattr(self.args, key)} of the checkpoint.")
 
     def get_validator(self) -> Any:
-        """Return the validator, which knows none of the distillation arguments."""
+        """Return the validator, which knows none of our arguments."""
         args = copy(self.args)
-        for key in DistillConfig.keys():
+        for key in OWN_DEFAULTS:
             vars(args).pop(key, None)
         return MedDetValidator(self.test_loader, save_dir=self.save_dir, args=args, _callbacks=self.callbacks)
 

@@ -8,14 +8,32 @@ from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import get_split_fraction
 from ultralytics.utils import colorstr
 
+from meddet_yolo.data.mri_noise import MRINoise, MRINoiseConfig
+
 __all__ = ["MedDetDataset", "build_dataset"]
 
 
 class MedDetDataset(YOLODataset):
     """A YOLO detection data set; on ordinary images the same as the stock one.
 
-    Takes the arguments of `ultralytics.data.dataset.YOLODataset`.
+    Takes the arguments of `ultralytics.data.dataset.YOLODataset`. In training, images get MRI noise as the options of
+    `MRINoiseConfig` in `hyp` say: each image of a mosaic its own, after it has been brought to the input size.
     """
+
+    _noise: MRINoise | None = None
+
+    def build_transforms(self, hyp: Any) -> Any:
+        """Build the transforms and, for training, the MRI noise that comes before them."""
+        config = MRINoiseConfig.from_options(vars(hyp)) if self.augment else MRINoiseConfig()
+        self._noise = MRINoise(config) if config.mri_noise else None
+        return super().build_transforms(hyp)
+
+    def get_image_and_label(self, index: int) -> dict[str, Any]:
+        """Return an image with its labels; mixing augmentations fetch their further images here too."""
+        label: dict[str, Any] = super().get_image_and_label(index)
+        if self._noise is not None:
+            label["img"] = self._noise(label["img"])
+        return label
 
 
 def build_dataset(
