@@ -1,6 +1,7 @@
 """MedDet: multi-teacher feature distillation of Ultralytics YOLO detectors with nmODE² heads.
 
-Importing the package makes `YOLO("meddet-n.yaml")` work. The names below are imported when they are first used.
+Importing the package makes `YOLO("meddet-n.yaml")` work. The names below are imported when they are first used. Where
+torch or ultralytics is missing, as in a container that only runs engines, `meddet_yolo.trt.runner` works alone.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from meddet_yolo.registry import load_detector, register, resolve_model_yaml
-
 if TYPE_CHECKING:
     from meddet_yolo.model import MedDet
     from meddet_yolo.nn.blocks import NmODE2Block
     from meddet_yolo.nn.heads import NmODE2Detect
     from meddet_yolo.nn.nmode import NmODE2, NmODE2Activation, nmode2
+    from meddet_yolo.registry import load_detector, register, resolve_model_yaml
     from meddet_yolo.trainer import DistillTrainer
 
 __all__ = [
@@ -39,7 +39,10 @@ _HOME = {
     "NmODE2Activation": "nn.nmode",
     "NmODE2Block": "nn.blocks",
     "NmODE2Detect": "nn.heads",
+    "load_detector": "registry",
     "nmode2": "nn.nmode",
+    "register": "registry",
+    "resolve_model_yaml": "registry",
 }
 
 
@@ -55,4 +58,8 @@ def __dir__() -> list[str]:
     return sorted(set(globals()) | set(__all__))
 
 
-register()
+try:
+    import_module("meddet_yolo.registry").register()
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] not in {"torch", "ultralytics"}:
+        raise
