@@ -49,6 +49,7 @@ meddet: distil several YOLO detectors into one small one, inside Ultralytics
   meddet train   cfg=recipe.yaml imgsz=640      a recipe file holds any keys; the command line wins
   meddet train   model=runs/detect/train/weights/last.pt resume=True
   meddet val     model=best.pt data=d.yaml
+  meddet val     model=[a.pt,b.pt] data=d.yaml noise=rician sigma=[0,0.05,0.1]      accuracy under MRI noise
   meddet predict model=best.pt source=images/
   meddet export  model=best.pt format=onnx
 
@@ -62,6 +63,7 @@ Without teachers= it trains as `yolo` does. All arguments of `yolo` work: `medde
   fusion=         lwff, sum or concat           guard=          reconstruction, detection or none
   dist_weight=    weight of feature distillation                adv_weight=   weight of the adversarial term
   distill_warmup= epochs until both are at full weight          trust=true    load a teacher that is no plain checkpoint
+  mri_noise=      probability that an image gets MRI noise (mri_noise_sigma=, _bias=, _gibbs=, _ghosting=, _spikes=)
 and more, each described in the README and in the commented recipe `cfg=default.yaml`.
 What meddet does not know (track, benchmark, other tasks, ...) goes to Ultralytics.
 For research only: this is no medical device."""
@@ -310,6 +312,9 @@ def _run_mode(mode: str, words: Sequence[str], options: dict[str, Any]) -> None:
         raise UsageError(
             "teachers= and distill_model= exclude each other: distill_model= is Ultralytics' own distillation"
         )
+    if mode == "val" and ("noise" in options or "sigma" in options):
+        _val_under_noise(options)
+        return
     name = str(options.pop("model"))
     _check_model_file(name)
 
@@ -322,6 +327,21 @@ def _run_mode(mode: str, words: Sequence[str], options: dict[str, Any]) -> None:
         _predict(model, options)
     else:
         getattr(model, mode)(**options)
+
+
+def _val_under_noise(options: dict[str, Any]) -> None:
+    """Measure one or several models under MRI noise and print the table."""
+    if options.get("noise") is None:
+        raise UsageError("noise= is missing: sigma= is the strength of a noise, for example noise=rician")
+    if options.get("data") is None:
+        raise UsageError("data= is missing: the data set to validate on, for example data=d.yaml")
+    names = _listed(options.pop("model"))
+    for name in names:
+        _check_model_file(name)
+
+    from meddet_yolo.evaluate.noise import noise_robustness
+
+    print(noise_robustness(names, options.pop("data"), **options))
 
 
 def _predict(model: Any, options: dict[str, Any]) -> None:

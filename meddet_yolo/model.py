@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ultralytics import YOLO
@@ -17,7 +18,7 @@ __all__ = ["OWN_KEYS", "MedDet"]
 # The keys that a mode takes besides Ultralytics' own.
 OWN_KEYS: dict[str, frozenset[str]] = {
     "train": DistillConfig.keys() | MRINoiseConfig.keys(),
-    "val": frozenset(),
+    "val": frozenset({"noise", "sigma"}),
     "predict": frozenset(),
     "export": frozenset(),
 }
@@ -47,6 +48,32 @@ class MedDet(YOLO):
         tasks = super().task_map
         tasks["detect"] = {**tasks["detect"], "trainer": DistillTrainer, "validator": MedDetValidator}
         return tasks
+
+    def val(self, validator: Any = None, *, noise: Any = None, sigma: Any = None, **kwargs: Any) -> Any:
+        """Validate as `YOLO.val` does, or under MRI noise.
+
+        Args:
+            validator: As in `YOLO.val`.
+            noise: One or several of `rician`, `bias`, `gibbs`, `ghosting`, `spikes`, or "all": measure accuracy against
+                the strength of that noise.
+            sigma: The strengths, by default `meddet_yolo.evaluate.noise.STRENGTHS`.
+            **kwargs: As in `YOLO.val`; `seed` is that of the noise.
+
+        Returns:
+            The metrics as in `YOLO.val`, or a `meddet_yolo.evaluate.noise.NoiseReport`.
+
+        Raises:
+            ValueError: An unknown noise, a strength out of range, or strengths without a noise.
+        """
+        if noise is None:
+            if sigma is not None:
+                raise ValueError(f"sigma={sigma} needs a noise: add noise=rician, or another of `meddet help`")
+            return super().val(validator, **kwargs)
+        from meddet_yolo.evaluate.noise import STRENGTHS, noise_robustness
+
+        data = kwargs.pop("data", None) or self._val_data()
+        name = Path(self.ckpt_path or self.model_name).stem
+        return noise_robustness({name: self}, data, noise=noise, sigma=STRENGTHS if sigma is None else sigma, **kwargs)
 
     def tune(self, *args: Any, **kwargs: Any) -> Any:
         """Tune hyperparameters without teachers, as `YOLO.tune` does.
