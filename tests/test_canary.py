@@ -49,7 +49,7 @@ def maps() -> list[torch.Tensor]:
 
 def test_parse_model_has_its_signature() -> None:
     got = parameters(tasks.parse_model)
-    holds(got == ["d", "ch", "verbose"], f"parse_model takes {got}, not (d, ch, verbose)", "registry.py")
+    holds(got == ["d", "ch", "verbose"], f"parse_model takes {got}, not (d, ch, verbose)", "registry")
 
 
 def test_parse_model_looks_layers_up_by_name_in_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_parse_model_looks_layers_up_by_name_in_its_module(monkeypatch: pytest.M
         found = ""
     except Exception as error:
         found = f"raises {type(error).__name__} for an unknown layer, not KeyError"
-    holds(not found, f"parse_model {found}: there may be an official hook for layers now", "registry.py")
+    holds(not found, f"parse_model {found}: there may be an official hook for layers now", "registry")
 
 
 def test_models_are_built_through_the_modules_parse_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,16 +70,16 @@ def test_models_are_built_through_the_modules_parse_model(monkeypatch: pytest.Mo
     real = tasks.parse_model
     monkeypatch.setattr(tasks, "parse_model", lambda *a, **k: (calls.append(k), real(*a, **k))[1])
     DetectionModel("yolo11n.yaml", verbose=False)
-    holds(len(calls) == 1, "DetectionModel no longer calls tasks.parse_model", "registry.py")
-    holds(set(calls[0]) <= {"ch", "verbose"}, f"parse_model is called with keywords {set(calls[0])}", "registry.py")
+    holds(len(calls) == 1, "DetectionModel no longer calls tasks.parse_model", "registry")
+    holds(set(calls[0]) <= {"ch", "verbose"}, f"parse_model is called with keywords {set(calls[0])}", "registry")
 
 
 def test_layers_carry_their_routing() -> None:
     head = DetectionModel("yolo11n.yaml", verbose=False).model[-1]
     for name in ("i", "f", "np", "type"):
-        holds(hasattr(head, name), f"built layers have no attribute {name!r}", "registry.py (_Row.build)")
+        holds(hasattr(head, name), f"built layers have no attribute {name!r}", "registry (_Row.build)")
     holds(
-        (head.i, head.f) == (23, [16, 19, 22]), f"routing is {head.i}, {head.f}", "registry.py and distill/teachers.py"
+        (head.i, head.f) == (23, [16, 19, 22]), f"routing is {head.i}, {head.f}", "registry and distill/teachers.py"
     )
 
 
@@ -93,25 +93,25 @@ def test_the_model_table_starts_lines_with_the_row_number() -> None:
     finally:
         LOGGER.removeHandler(keep)
     rows = [r.getMessage() for r in records if "ultralytics.nn.modules.head.Detect" in r.getMessage()]
-    holds(len(rows) == 1 and rows[0][:3] == " 23", f"the table line of the head is {rows}", "registry.py (_table)")
+    holds(len(rows) == 1 and rows[0][:3] == " 23", f"the table line of the head is {rows}", "registry (_table)")
 
 
 def test_yaml_model_load_is_imported_by_name() -> None:
     import ultralytics.engine.model as engine
 
     for module in (tasks, engine):
-        holds(hasattr(module, "yaml_model_load"), f"{module.__name__} has no yaml_model_load", "registry.py (_HOLDERS)")
-    holds(parameters(tasks.yaml_model_load) == ["path"], "yaml_model_load takes other arguments", "registry.py")
+        holds(hasattr(module, "yaml_model_load"), f"{module.__name__} has no yaml_model_load", "registry (_HOLDERS)")
+    holds(parameters(tasks.yaml_model_load) == ["path"], "yaml_model_load takes other arguments", "registry")
     config = original(tasks.yaml_model_load)("yolo11n.yaml")
     for key in ("scale", "scales", "yaml_file", "backbone", "head", "nc"):
-        holds(key in config, f"a loaded model YAML has no key {key!r}", "registry.py (_wrap_yaml_model_load)")
+        holds(key in config, f"a loaded model YAML has no key {key!r}", "registry (_wrap_yaml_model_load)")
 
 
 def test_the_scale_is_read_from_the_key_scale() -> None:
     config = original(tasks.yaml_model_load)("yolo11.yaml")
     config["scale"] = "s"
     width = DetectionModel(config, verbose=False).model[0].conv.out_channels
-    holds(width == 32, f"scale 's' gives a first layer of {width} channels, not 32", "registry.py and cfg/models")
+    holds(width == 32, f"scale 's' gives a first layer of {width} channels, not 32", "registry and cfg/models")
 
 
 # ---------------------------------------------------------------------------------------------------- head
@@ -180,7 +180,7 @@ def test_load_replaces_the_class_branch_by_assignment(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Detect, "__setattr__", record)
     net.load(source, verbose=False)
     holds("cv3" in replaced, "BaseModel.load no longer assigns head.cv3", "nn/heads.py (__setattr__)")
-    holds(parameters(BaseModel.load) == ["self", "weights", "verbose"], "BaseModel.load changed", "registry.py")
+    holds(parameters(BaseModel.load) == ["self", "weights", "verbose"], "BaseModel.load changed", "registry")
 
 
 def test_fuse_of_the_model_reaches_convolutions_and_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,17 +200,17 @@ class _Allowed(nn.Module):
 
 
 def test_safe_loading_refuses_foreign_types_and_honours_torchs_allow_list(tmp_path: Path) -> None:
-    holds(parameters(tasks.torch_safe_load) == ["weight", "safe_only"], "torch_safe_load changed", "registry.py")
+    holds(parameters(tasks.torch_safe_load) == ["weight", "safe_only"], "torch_safe_load changed", "registry")
     path = tmp_path / "x.pt"
     torch.save({"model": _Allowed()}, path)
     with pytest.raises(TypeError):
         tasks.torch_safe_load(path, safe_only=True)
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    holds(any("_Allowed" in n for n in names), f"torch names {names} as unsafe", "registry.py (_foreign_globals)")
+    holds(any("_Allowed" in n for n in names), f"torch names {names} as unsafe", "registry (_foreign_globals)")
     with torch.serialization.safe_globals([_Allowed]):
         loaded, file = tasks.torch_safe_load(path, safe_only=True)
-    holds(type(loaded["model"]) is _Allowed, "safe loading ignores torch's allow-list", "registry.py (_patch)")
-    holds(file == str(path), "torch_safe_load returns another file", "registry.py")
+    holds(type(loaded["model"]) is _Allowed, "safe loading ignores torch's allow-list", "registry (_patch)")
+    holds(file == str(path), "torch_safe_load returns another file", "registry")
 
 
 def test_a_stock_checkpoint_leaves_no_unsafe_global_after_safe_loading(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_stock_checkpoint_leaves_no_unsafe_global_after_safe_loading(tmp_path:
     torch.save({"model": DetectionModel("yolo11n.yaml", verbose=False)}, path)
     tasks.torch_safe_load(path, safe_only=True)
     left = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    holds(not left, f"safe loading no longer allows its own types for good: {left}", "registry.py (_foreign_globals)")
+    holds(not left, f"safe loading no longer allows its own types for good: {left}", "registry (_foreign_globals)")
 
 
 def test_file_name_helpers_are_there() -> None:
@@ -229,12 +229,12 @@ def test_file_name_helpers_are_there() -> None:
     names[downloads] = ["GITHUB_ASSETS_NAMES", "attempt_download_asset"]
     for module, wanted in names.items():
         for name in wanted:
-            holds(hasattr(module, name), f"{module.__name__}.{name} is gone", "registry.py (_checkpoint_file)")
-    holds("yolo11s.pt" in downloads.GITHUB_ASSETS_NAMES, "official names changed", "registry.py (_checkpoint_file)")
+            holds(hasattr(module, name), f"{module.__name__}.{name} is gone", "registry (_checkpoint_file)")
+    holds("yolo11s.pt" in downloads.GITHUB_ASSETS_NAMES, "official names changed", "registry (_checkpoint_file)")
 
 
 def test_tasks_are_guessed_from_modules() -> None:
-    holds(tasks.guess_model_task(Detect(1, ch=CHANNELS)) == "detect", "guess_model_task changed", "registry.py")
+    holds(tasks.guess_model_task(Detect(1, ch=CHANNELS)) == "detect", "guess_model_task changed", "registry")
     config = {"head": [[-1, 1, "NmODE2Detect", []]]}
     holds(
         tasks.guess_model_task(config) == "detect", "guess_model_task does not know our head", "nn/heads.py (its name)"

@@ -419,6 +419,17 @@ def test_trusted_checkpoints_never_install_packages(tmp_path: Path, monkeypatch:
         registry.load_detector(path, trust=True)
 
 
+def test_an_rtdetr_checkpoint_is_a_teacher(tmp_path: Path) -> None:
+    from meddet_yolo.distill.teachers import Teacher
+
+    model = tasks.RTDETRDetectionModel("rtdetr-l.yaml", nc=2, verbose=False)
+    torch.save({"model": model.half(), "train_args": {"task": "detect"}}, tmp_path / "rtdetr.pt")
+    teacher = Teacher(registry.load_detector(tmp_path / "rtdetr.pt"))
+    feats = teacher(torch.rand(1, 3, 64, 64)).feats
+    assert [tuple(m.shape) for m in feats] == [(1, 256, 8, 8), (1, 256, 4, 4), (1, 256, 2, 2)]
+    assert all(m.isfinite().all() and m.std() > 0 for m in feats)
+
+
 def truncated(path: Path) -> None:
     save(stock_weights("yolo11n.yaml", 2), path)
     path.write_bytes(path.read_bytes()[:-5000])
@@ -431,10 +442,9 @@ def torchscript(path: Path) -> None:
 def other_task(name: str) -> object:
     def write(path: Path) -> None:
         model = {"seg": tasks.SegmentationModel, "pose": tasks.PoseModel, "cls": tasks.ClassificationModel}
-        model |= {"obb": tasks.OBBModel, "rtdetr": tasks.RTDETRDetectionModel}
-        config = "rtdetr-l.yaml" if name == "rtdetr" else f"yolo11n-{name}.yaml"
-        task = {"seg": "segment", "cls": "classify", "rtdetr": "detect"}.get(name, name)
-        torch.save({"model": model[name](config, verbose=False), "train_args": {"task": task}}, path)
+        model |= {"obb": tasks.OBBModel}
+        task = {"seg": "segment", "cls": "classify"}.get(name, name)
+        torch.save({"model": model[name](f"yolo11n-{name}.yaml", verbose=False), "train_args": {"task": task}}, path)
 
     return write
 
@@ -454,11 +464,10 @@ BAD = {
     "weights only": ("t.pt", lambda p: torch.save({"a": torch.zeros(3)}, p), TypeError, "holds no model"),
     "model is a dict": ("t.pt", lambda p: torch.save({"model": {"a": torch.zeros(3)}}, p), TypeError, "holds no model"),
     "plain module": ("t.pt", lambda p: torch.save({"model": torch.nn.Conv2d(3, 4, 1)}, p), TypeError, "Conv2d"),
-    "segment": ("t.pt", other_task("seg"), TypeError, "'segment'.*expected a YOLO detector"),
-    "pose": ("t.pt", other_task("pose"), TypeError, "'pose'.*expected a YOLO detector"),
-    "obb": ("t.pt", other_task("obb"), TypeError, "'obb'.*expected a YOLO detector"),
-    "classify": ("t.pt", other_task("cls"), TypeError, "'classify'.*expected a YOLO detector"),
-    "rtdetr": ("t.pt", other_task("rtdetr"), TypeError, "RTDETRDecoder"),
+    "segment": ("t.pt", other_task("seg"), TypeError, "'segment'.*expected a YOLO or RT-DETR detector"),
+    "pose": ("t.pt", other_task("pose"), TypeError, "'pose'.*expected a YOLO or RT-DETR detector"),
+    "obb": ("t.pt", other_task("obb"), TypeError, "'obb'.*expected a YOLO or RT-DETR detector"),
+    "classify": ("t.pt", other_task("cls"), TypeError, "'classify'.*expected a YOLO or RT-DETR detector"),
     "renamed by ultralytics": (
         "yolov5n.pt",
         lambda p: save(stock_weights("yolo11n.yaml", 2), p),

@@ -78,7 +78,9 @@ def probe_neck(model: nn.Module) -> tuple[list[int], list[float]]:
     """
     layers, taps = _split_head(model)
     parameter = next(model.parameters())
-    size = 2 * max(int(torch.as_tensor(getattr(model, "stride", 32.0)).max()), 32)
+    head: Any = model.model[-1]  # type: ignore[index]  # its strides, where it has them, may exceed the model's
+    known = [torch.as_tensor(getattr(owner, "stride", 32.0)) for owner in (model, head)]
+    size = 2 * max(32, *(int(strides.max()) for strides in known if strides.numel()))
     blank = torch.zeros(1, _input_channels(model), size, size, device=parameter.device, dtype=parameter.dtype)
     training = {module: module.training for module in model.modules()}
     model.eval()
@@ -163,10 +165,14 @@ class Teacher:
         copied: Any = deepcopy(model).float().eval()
         if hasattr(copied, "fuse"):
             copied = copied.fuse(verbose=False)
+        for layer in copied.model:
+            if hasattr(layer, "fuse_norms"):  # a backbone of ours, which Ultralytics' fusion passes over
+                layer.fuse_norms()
         copied.requires_grad_(False)
         self.name = name
         self.imgsz = imgsz
         self.names: dict[int, str] = dict(getattr(model, "names", {}))
+        self._multiple = int(torch.as_tensor(getattr(model, "stride", 32.0)).max())  # that the input's sides must be of
         self.image_channels = _input_channels(copied)
         self.channels, self.strides = probe_neck(copied)
         self.layers, self._taps = _split_head(copied)
@@ -181,7 +187,7 @@ class Teacher:
         """Scale images (B, C, H, W) so that the longer side is `imgsz`, rounded to the coarsest stride."""
         if self.imgsz is None:
             return images
-        stride = int(max(self.strides))
+        stride = self._multiple
         height, width = images.shape[-2:]
         scale = self.imgsz / max(height, width)
         size = [max(stride, math.ceil(side * scale / stride - 1e-6) * stride) for side in (height, width)]

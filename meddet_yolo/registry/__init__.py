@@ -1,0 +1,114 @@
+"""The only door to Ultralytics' internals: our layers in YAMLs, shipped files by name, detectors from checkpoints.
+
+Ultralytics has no hook for layers of a plugin, so `register` wraps four of its functions. Every wrapper hands the
+work to the original and leaves models without our layers alone:
+
+- `parse_model` (`layers.py`): rows that name our layers are lowered to stock rows (`NmODE2Detect` -> `Detect`,
+  `NmODE2Block` -> `Conv`), the original builds the model, then ours is made and put in the stock layer's place.
+- `yaml_model_load` (`files.py`): the bare name of a shipped file, such as `meddet-n.yaml`, is found; a local file of
+  that name wins.
+- `BaseModel.load` (`weights.py`): says which tensors of pretrained weights were transferred and which were not.
+- `DetectionModel.init_criterion`: a head that brings its own training loss is asked for it.
+
+`tests/test_canary.py` fails with a clear message when a new Ultralytics changes what this package leans on.
+
+Importing this package imports neither torch nor Ultralytics: an engine must run in a container that has neither.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import threading
+from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from meddet_yolo.registry.checkpoints import load_detector
+from meddet_yolo.registry.files import resolve_model_yaml, wrap_yaml_model_load
+from meddet_yolo.registry.layers import wrap_parse_model
+from meddet_yolo.registry.weights import TransferReport, transfer_report, wrap_load
+
+__all__ = ["TransferReport", "load_detector", "register", "resolve_model_yaml", "transfer_report"]
+
+_TASKS = "ultralytics.nn.tasks"
+_HOLDERS = ("ultralytics.nn", "ultralytics.engine.model")  # modules that import the wrapped functions by name
+_LAYERS = tuple(f"meddet_yolo.nn.{name}" for name in ("blocks", "heads", "gfl", "backbones", "shufflenet"))
+_lock = threading.RLock()
+
+
+def register() -> None:
+    """Teach Ultralytics our layers and file names; any number of calls has the effect of one.
+
+    If Ultralytics' parser has not been imported yet, this is done at the moment it is, so that `import meddet_yolo`
+    stays cheap and works without Ultralytics.
+
+    Example:
+        >>> register()
+        >>> from ultralytics import YOLO
+        >>> type(YOLO("meddet-n.yaml").model.model[-1]).__name__
+        'NmODE2Detect'
+    """
+    with _lock:
+        if _TASKS in sys.modules:
+            _patch(importlib.import_module(_TASKS))  # waits for a thread that is still importing it
+        elif not any(isinstance(finder, _PatchWhenImported) for finder in sys.meta_path):
+            sys.meta_path.insert(0, _PatchWhenImported())
+
+
+class _PatchWhenImported(MetaPathFinder):
+    """Import hook that applies our wrappers right after Ultralytics' parser has been executed."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname != _TASKS:
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_and_patch(module: ModuleType) -> None:
+                run(module)
+                _patch(module)
+
+            spec.loader.exec_module = run_and_patch  # type: ignore[method-assign]  # of this one loader object
+        return spec
+
+
+def _patch(tasks: ModuleType) -> None:
+    """Wrap Ultralytics' functions wherever they are held, and have our layers allowed in safely loaded checkpoints."""
+    with _lock:
+        for name, wrap in (("parse_model", wrap_parse_model), ("yaml_model_load", wrap_yaml_model_load)):
+            original = getattr(tasks, name)
+            if getattr(original, "_meddet", False):
+                continue
+            wrapper = wrap(original)
+            wrapper._meddet = True  # type: ignore[attr-defined]
+            for module in (tasks, *(sys.modules[m] for m in _HOLDERS if m in sys.modules)):
+                if getattr(module, name, None) is original:
+                    setattr(module, name, wrapper)
+        for cls, name, wrap_method in (
+            (tasks.BaseModel, "load", wrap_load),
+            (tasks.DetectionModel, "init_criterion", _wrap_init_criterion),
+        ):
+            original = getattr(cls, name)
+            if not getattr(original, "_meddet", False):
+                wrapper = wrap_method(original)
+                wrapper._meddet = True  # type: ignore[attr-defined]
+                setattr(cls, name, wrapper)
+    for name in _LAYERS:  # each allows its own layers; one that is just importing Ultralytics gets there afterwards
+        importlib.import_module(name)
+
+
+def _wrap_init_criterion(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `DetectionModel.init_criterion` that lets a head with a training loss of its own build it."""
+
+    @functools.wraps(original)
+    def init_criterion(self: Any) -> Any:
+        build = getattr(self.model[-1], "build_criterion", None)
+        return original(self) if build is None else build(self)
+
+    return init_criterion

@@ -1,0 +1,243 @@
+"""Our layers in model YAMLs: `parse_model` wrapped, so that rows naming them build them."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["names_our_layers", "wrap_parse_model"]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the parser has to know of a layer of ours.
+
+    Attributes:
+        stand_in: Stock layer that is built in its place first, so that Ultralytics counts channels and links rows.
+        form: The arguments of a row, for messages.
+        most: Number of arguments before the options, at most.
+        keeps_arguments: Whether the stand-in takes the same arguments; otherwise it takes none.
+    """
+
+    stand_in: str
+    form: str
+    most: int
+    keeps_arguments: bool = True
+
+
+_KINDS = {
+    "NmODE2Detect": _Kind("Detect", "[nc, {options}]", 1),
+    "NmODE2Block": _Kind("Conv", "[channels, kernel=1, stride=1, {options}]", 3),
+    "Backbone": _Kind("nn.Identity", "[name, {options}]", 1, keeps_arguments=False),
+    "FPN": _Kind("nn.Identity", "[channels, {options}]", 1, keeps_arguments=False),
+    "GFLDetect": _Kind("Detect", "[nc, {options}]", 1),
+}
+_REPEATABLE = {"NmODE2Block"}
+
+
+def names_our_layers(d: Mapping[str, Any]) -> bool:
+    """Return whether a model YAML names a layer of ours."""
+    return any(row[2] in _KINDS for row in [*d["backbone"], *d["head"]])
+
+
+def wrap_parse_model(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `parse_model` that knows our layers."""
+
+    @functools.wraps(original)
+    def parse_model(d: dict[str, Any], ch: int, verbose: bool = True) -> tuple[nn.Sequential, list[int]]:
+        rows = [*d["backbone"], *d["head"]]
+        ours = {i: _Row.read(i, row) for i, row in enumerate(rows) if row[2] in _KINDS}
+        if not ours:
+            return original(d, ch, verbose)
+        rows = [ours[i].lowered() if i in ours else deepcopy(row) for i, row in enumerate(rows)]
+        backbone = len(d["backbone"])
+        with _table(ours, verbose) as finish_table:
+            layers, save = original({**d, "backbone": rows[:backbone], "head": rows[backbone:]}, ch, verbose)
+            for i, row in ours.items():
+                layers[i] = row.build(layers, ch)
+            finish_table(layers)
+        return layers, save
+
+    return parse_model
+
+
+@dataclass
+class _Row:
+    """A row of a model YAML that names a layer of ours."""
+
+    index: int
+    source: Any
+    repeats: int
+    name: str
+    args: list[Any]
+    options: dict[str, Any]
+
+    @classmethod
+    def read(cls, index: int, row: list[Any]) -> _Row:
+        source, repeats, name, args = row
+        args = list(args)
+        options = args.pop() if args and isinstance(args[-1], Mapping) else {}
+        parsed = cls(index, source, repeats, name, args, dict(options))
+        parsed.check()
+        return parsed
+
+    @property
+    def where(self) -> str:
+        return f"row {self.index} of the model YAML ({self.name})"
+
+    def check(self) -> None:
+        kind = _KINDS[self.name]
+        if not 1 <= len(self.args) <= kind.most or any(isinstance(a, Mapping) for a in self.args):
+            raise ValueError(f"{self.where}: arguments {[*self.args, self.options]} are not of the form {kind.form}")
+        if self.name not in _REPEATABLE and self.repeats != 1:
+            what = "a head" if "Detect" in self.name else f"a {self.name}"
+            raise ValueError(f"{self.where}: {what} cannot be repeated, got {self.repeats} repeats, expected 1")
+        known = _options(self.name)
+        for key in self.options:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1, 0.0)[0]
+                raise ValueError(f"{self.where}: unknown option {key!r}, did you mean {near!r}? Known: {sorted(known)}")
+
+    def lowered(self) -> list[Any]:
+        """Return the stock row that stands in for this one while Ultralytics builds the model."""
+        kind = _KINDS[self.name]
+        return [self.source, self.repeats, kind.stand_in, list(self.args) if kind.keeps_arguments else []]
+
+    def build(self, layers: Sequence[Any], ch: int) -> nn.Module:
+        """Make our layer and give it the attributes by which Ultralytics routes features.
+
+        Args:
+            layers: The model's layers; of ours, those of the rows above are in place already.
+            ch: Channels of the images.
+        """
+        stock = layers[self.index]
+        index, source = stock.i, stock.f
+        layer: Any = _BUILDERS[self.name](self, stock, layers, ch)
+        layer.i, layer.f = index, source
+        layer.np = sum(p.numel() for p in layer.parameters())
+        ours = type(layer[0] if self.repeats > 1 else layer)
+        layer.type = f"{ours.__module__}.{ours.__qualname__}"
+        return layer
+
+
+def _nmode2_detect(row: _Row, stock: Any, layers: Sequence[Any], ch: int) -> nn.Module:
+    from meddet_yolo.nn.heads import NmODE2Detect
+
+    return NmODE2Detect.from_detect(stock, **row.options)
+
+
+def _nmode2_block(row: _Row, stock: Any, layers: Sequence[Any], ch: int) -> nn.Module:
+    from torch.nn import Sequential
+
+    from meddet_yolo.nn.blocks import NmODE2Block
+
+    if not isinstance(stock, Sequential):
+        return NmODE2Block.from_conv(stock, **row.options)
+    blocks: list[Any] = [NmODE2Block.from_conv(conv, **row.options) for conv in stock]
+    c1, c2 = blocks[0].conv.in_channels, blocks[0].conv.out_channels
+    if c1 != c2:
+        raise ValueError(
+            f"{row.where}: {len(blocks)} repeats need as many input as output channels, got {c1} and {c2}; put a row "
+            "with one block before it"
+        )
+    return Sequential(*blocks)
+
+
+def _backbone(row: _Row, stock: Any, layers: Sequence[Any], ch: int) -> nn.Module:
+    from meddet_yolo.nn.backbones import Backbone
+
+    if row.index != 0:
+        raise ValueError(f"{row.where}: a backbone reads the images, so it must be row 0")
+    try:
+        return Backbone(row.args[0], ch, **row.options)
+    except ValueError as error:
+        raise ValueError(f"{row.where}: {error}") from error
+
+
+def _fpn(row: _Row, stock: Any, layers: Sequence[Any], ch: int) -> nn.Module:
+    from meddet_yolo.nn.gfl import FPN
+
+    source = row.source if isinstance(row.source, int) else None
+    below = None if source is None else layers[source if source >= 0 else row.index + source]
+    channels = getattr(below, "channels", None)
+    if not isinstance(channels, list):
+        raise ValueError(f"{row.where}: reads row {row.source}, which is no Backbone; an FPN needs its list of maps")
+    return FPN(channels, *row.args, **row.options)
+
+
+def _gfl_detect(row: _Row, stock: Any, layers: Sequence[Any], ch: int) -> nn.Module:
+    from meddet_yolo.nn.gfl import GFLDetect
+
+    try:
+        return GFLDetect(stock.nc, [level[0].conv.in_channels for level in stock.cv2], **row.options)
+    except ValueError as error:
+        raise ValueError(f"{row.where}: {error}") from error
+
+
+_BUILDERS: dict[str, Callable[[_Row, Any, Sequence[Any], int], Any]] = {
+    "NmODE2Detect": _nmode2_detect,
+    "NmODE2Block": _nmode2_block,
+    "Backbone": _backbone,
+    "FPN": _fpn,
+    "GFLDetect": _gfl_detect,
+}
+
+
+def _options(name: str) -> frozenset[str]:
+    """Return the options that a layer of ours takes in a model YAML."""
+    if name == "Backbone":
+        return frozenset({"pretrained", "frozen_bn"})
+    if name == "FPN":
+        return frozenset({"levels"})
+    from meddet_yolo.nn.nmode import NmODE2Activation
+
+    ode = frozenset(inspect.signature(NmODE2Activation).parameters)
+    if name == "GFLDetect":
+        return ode | {"branches", "inject", "reg_max", "stack"}
+    return ode | {"branches", "inject"} if name == "NmODE2Detect" else ode
+
+
+@contextmanager
+def _table(ours: Mapping[int, _Row], verbose: bool) -> Iterator[Callable[[Any], None]]:
+    """Make the table that `parse_model` logs show our layers: hold the lines back, then log them with ours put in."""
+    from ultralytics.utils import LOGGER
+
+    if not verbose:
+        yield lambda layers: None
+        return
+    held: list[logging.LogRecord] = []
+    thread = threading.get_ident()
+
+    def hold(record: logging.LogRecord) -> bool:
+        if record.thread != thread:
+            return True
+        held.append(record)
+        return False
+
+    def finish(layers: Any) -> None:
+        for record in held:
+            index = record.getMessage()[:3].strip()
+            if index.isdigit() and int(index) in ours:
+                row, layer = ours[int(index)], layers[int(index)]
+                args = ", ".join([*map(str, row.args), *(f"{k}={v}" for k, v in row.options.items())])
+                source = f"{layer.i:>3}{layer.f!s:>20}{row.repeats:>3}"
+                record.msg = f"{source}{layer.np:10.0f}  {layer.type:<45}{f'[{args}]':<30}"
+
+    LOGGER.addFilter(hold)
+    try:
+        yield finish
+    finally:
+        LOGGER.removeFilter(hold)
+        for record in held:
+            LOGGER.handle(record)
