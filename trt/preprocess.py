@@ -73,7 +73,7 @@ def smallest_shape(image_shape: tuple[int, int], limit: tuple[int, int], stride:
         (256, 512)
     """
     inner = fit_letterbox(image_shape, limit).inner_shape
-    rows, columns = (edge - (edge - side) % stride for edge, side in zip(limit, inner, strict=True))
+    rows, columns = (side + (edge - side) % stride for edge, side in zip(limit, inner, strict=True))
     return rows, columns
 
 
