@@ -95,8 +95,10 @@ def _run_steps(run: _Run, epochs: int, imgsz: int, patients: int, seed: int, dev
     training = {**_TRAINING, "data": str(data), "epochs": epochs, "imgsz": imgsz, "seed": seed, "device": device}
     weights = {name: out / f"{name}.pt" for name in (*TEACHERS, "student-alone", "student-distilled")}
 
-    work: Callable[[], Any] = partial(generate_phantom, data.parent, patients, seed, imgsz)
-    run.step(f"draw the images of {patients} patients", data, work)
+    work: Callable[[], Any] = partial(
+        generate_phantom, data.parent, patients, seed, imgsz, slices=3, val_fraction=0.25, test_fraction=0.0
+    )
+    run.step(f"generate the images of {patients} patients", data, work)
     for name, layout in TEACHERS.items():
         work = partial(_train, run, layout, name, training)
         run.step(f"train {name.replace('-', ' ')} ({Path(layout).stem})", weights[name], work)

@@ -1,0 +1,185 @@
+"""From a tissue map to the image a scanner would give.
+
+Two neighbouring tissue maps become signal (partial volume through the slice and in the plane), fat is shifted against
+water, textures and the coil's sensitivity are applied; then k-space is sampled on the patient's matrix, disturbed by
+motion and noise, and transformed back: Gibbs ringing and Rician noise come from there by themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from meddet_yolo.data.phantom_drawing import Palette
+
+GRID = 448  # cells along a side of the signal before it is sampled
+FINE = 2  # cells of the tissue map for one of these
+_RECON = 512  # side of the image that is reconstructed, before it is scaled to the size asked for
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How one patient is scanned."""
+
+    fov: float  # field of view in millimetres
+    matrix: tuple[int, int]  # samples along the phase-encoding and the read-out direction
+    phase_vertical: bool  # phase encoding runs from head to foot; otherwise from front to back
+    window_filter: float  # 0 no apodisation, more ringing; 1 a full Hamming window
+    noise: float  # standard deviation in each channel, relative to cerebrospinal fluid
+    ghost: float  # strength of ghosts by motion
+    ghost_period: float  # of the motion, in phase-encoding steps
+    coil: tuple[float, ...]  # shading: depth of fall-off to the front, tilt, two waves
+    saturation: float  # signal that a saturation band leaves in front of the throat, 1 none
+    chemical_shift: int  # of fat against water, in cells of the tissue map
+    crest: float  # quantile of the image that is taken for the brightest tissues
+    white: float  # signal shown as white, relative to the brightest tissues
+    centre: float  # the first slice's distance from the mid-sagittal plane, in millimetres
+    gap: float  # from one slice to the next
+    thickness: float
+    slope: float  # obliquity: millimetres to the side per millimetre down the column
+    turn: float  # rotation of the slice in its plane, radians
+    aim: tuple[float, float]  # what lies in the image's centre, as (s, d)
+
+
+def draw_protocol(rng: np.random.Generator, difficulty: float) -> Protocol:
+    """Draw how a patient is scanned; noise and artefacts grow with `difficulty` (0 to 1)."""
+    read = int(rng.choice([320, 352, 384, 416, 448]))
+    phase = int(2 * round(0.5 * read * rng.uniform(0.65, 0.95)))
+    strength = 0.35 + 1.3 * difficulty
+    return Protocol(
+        fov=float(rng.uniform(185.0, 250.0)),
+        matrix=(phase, read),
+        phase_vertical=bool(rng.random() < 0.65),
+        window_filter=float(rng.uniform(0.1, 0.8)),
+        noise=float(strength * rng.uniform(0.008, 0.030)),
+        ghost=float(strength * rng.gamma(1.2, 0.018)),
+        ghost_period=float(rng.uniform(3.0, 14.0)),
+        coil=tuple(float(v) for v in (rng.uniform(0.35, 1.3), *rng.uniform(-0.18, 0.18, 3))),
+        saturation=float(rng.uniform(0.12, 0.5) if rng.random() < 0.35 else 1.0),
+        chemical_shift=int(rng.integers(-3, 4)),
+        crest=float(rng.uniform(0.95, 0.98)),
+        white=float(rng.uniform(0.78, 1.05)),
+        centre=float(rng.uniform(-1.2, 1.2)),
+        gap=float(rng.uniform(1.8, 2.8)),
+        thickness=float(rng.uniform(1.2, 2.6)),
+        slope=float(rng.uniform(-0.015, 0.015)),
+        turn=float(rng.normal(0.0, 0.04)),
+        aim=(float(rng.normal(47.0, 6.0)), float(rng.normal(0.0, 6.0))),
+    )
+
+
+def scan(
+    maps: list[np.ndarray], palette: Palette, protocol: Protocol, rng: np.random.Generator, imgsz: int
+) -> np.ndarray:
+    """Return the image of a slice.
+
+    Args:
+        maps: Tissue maps of shape (GRID * FINE, GRID * FINE) through the slice's thickness, first to last.
+        palette: What their numbers mean.
+        protocol: How the patient is scanned.
+        rng: Source of texture and noise.
+        imgsz: Side of the image in pixels.
+
+    Returns:
+        Image of shape (imgsz, imgsz), uint8.
+    """
+    signal = _signal(maps, palette, protocol)
+    signal *= _texture(maps[0], palette, rng)
+    signal *= _shading(protocol, rng)
+    image = _acquire(signal, protocol, rng)
+    if imgsz != _RECON:
+        way = cv2.INTER_AREA if imgsz < _RECON else cv2.INTER_CUBIC
+        image = cv2.resize(image, (imgsz, imgsz), interpolation=way)
+    white = protocol.white * float(np.quantile(image[:: max(imgsz // 128, 1), :: max(imgsz // 128, 1)], protocol.crest))
+    return np.clip(np.round(image * (255.0 / white)), 0, 255).astype(np.uint8)
+
+
+def wrinkle(maps: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """Move the cells of tissue maps by a fraction of a millimetre, smoothly: no tissue has a border drawn by ruler."""
+    side = GRID * FINE
+    maps_to = np.empty((side, side, 2), np.int16)
+    places = np.arange(side, dtype=float)
+    for axis, place in enumerate((places[None], places[:, None])):
+        wide, narrow = rng.standard_normal((side // 60, side // 60)), rng.standard_normal((side // 14, side // 14))
+        shift = 1.1 * cv2.resize(wide, (side, side), interpolation=cv2.INTER_CUBIC)
+        shift += 0.8 * cv2.resize(narrow, (side, side), interpolation=cv2.INTER_CUBIC)
+        maps_to[..., axis] = np.rint(shift + place)
+    return [cv2.remap(m, maps_to, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE) for m in maps]
+
+
+def _signal(maps: list[np.ndarray], palette: Palette, protocol: Protocol) -> np.ndarray:
+    """Average signal over the slice's thickness and the cells, with fat shifted along the read-out direction."""
+    fat = palette.table([s * f for s, f in zip(palette.signal, palette.fat, strict=True)])
+    water = palette.table([s * (1 - f) for s, f in zip(palette.signal, palette.fat, strict=True)])
+    axis = 1 if protocol.phase_vertical else 0
+    total = np.zeros((GRID, GRID))
+    for tissue in maps:
+        part = cv2.LUT(tissue, water) + np.roll(cv2.LUT(tissue, fat), protocol.chemical_shift, axis)
+        total += cv2.resize(part, (GRID, GRID), interpolation=cv2.INTER_AREA)
+    return total / len(maps)
+
+
+def _noise_field(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """Return smooth noise with standard deviation about 1 and `rows` times `columns` humps, shape (GRID, GRID)."""
+    coarse = rng.standard_normal((rows, columns))
+    return 1.35 * cv2.resize(coarse, (GRID, GRID), interpolation=cv2.INTER_CUBIC)
+
+
+def _slanted(field: np.ndarray) -> np.ndarray:
+    """Lean a field like the muscles of the nape."""
+    lean = np.array([[1.0, 0.18, -0.09 * GRID], [0.0, 1.0, 0.0]])
+    return cv2.warpAffine(field, lean, (GRID, GRID), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+
+
+def _texture(tissue: np.ndarray, palette: Palette, rng: np.random.Generator) -> np.ndarray:
+    """Return the factor by which texture changes the signal."""
+    seen = np.ascontiguousarray(tissue[::FINE, ::FINE])
+    out = np.ones((GRID, GRID))
+    for strengths, field in (
+        (palette.grain, _noise_field(rng, GRID // 3, GRID // 3)),
+        (palette.blotch, _noise_field(rng, GRID // 11, GRID // 11)),
+        (palette.fibre, _slanted(_noise_field(rng, GRID // 26, GRID // 4))),
+    ):
+        out += cv2.LUT(seen, palette.table(strengths)) * field
+    return np.maximum(out, 0.0)
+
+
+def _shading(protocol: Protocol, rng: np.random.Generator) -> np.ndarray:
+    """Return the coil's sensitivity: strong near the neck's rear, falling off to the front."""
+    x = np.linspace(-1.0, 1.0, GRID)[None]
+    y = np.linspace(-1.0, 1.0, GRID)[:, None]
+    fall, tilt, wave_x, wave_y = protocol.coil
+    fall = fall + 0.05 * rng.standard_normal()
+    shade = np.exp(-0.42 * fall * (0.55 - x)) * np.exp(-0.30 * fall * y**2) * (1 + tilt * y)
+    shade = shade * (1 + wave_x * np.sin(2.2 * x + 0.7) + wave_y * np.sin(2.6 * y - 0.4))
+    if protocol.saturation < 1.0:
+        edge = 1.0 / (1.0 + np.exp(-(x + 0.42 + 0.12 * y) / 0.05))
+        shade = shade * (protocol.saturation + (1 - protocol.saturation) * edge)
+    return shade
+
+
+def _acquire(signal: np.ndarray, protocol: Protocol, rng: np.random.Generator) -> np.ndarray:
+    """Sample k-space on the matrix, disturb it and reconstruct the magnitude image, shape (512, 512)."""
+    phase, read = protocol.matrix
+    rows, columns = (phase, read) if protocol.phase_vertical else (read, phase)
+    middle = GRID // 2
+    full = np.fft.fftshift(np.fft.fft2(signal, norm="forward"))
+    k = full[middle - rows // 2 : middle + rows // 2, middle - columns // 2 : middle + columns // 2].copy()
+    if protocol.ghost:
+        steps = np.arange(phase)
+        beat = np.exp(1j * protocol.ghost * np.sin(2 * np.pi * steps / protocol.ghost_period + rng.uniform(0, 6.28)))
+        beat = beat * (1 + 0.5 * protocol.ghost * rng.standard_normal(phase))
+        k *= beat[:, None] if protocol.phase_vertical else beat[None]
+    # White noise in the image has the same strength at every sample of k-space.
+    spread = protocol.noise / np.sqrt(rows * columns)
+    k += spread * (rng.standard_normal(k.shape) + 1j * rng.standard_normal(k.shape))
+    taper = 0.46 * protocol.window_filter
+    for axis, count in enumerate((rows, columns)):
+        window = 1 - taper + taper * np.cos(np.pi * (np.arange(count) - count // 2) / (count // 2))
+        k *= window[:, None] if axis == 0 else window[None]
+    padded = np.zeros((_RECON, _RECON), complex)
+    top, left = _RECON // 2 - rows // 2, _RECON // 2 - columns // 2
+    padded[top : top + rows, left : left + columns] = k
+    return np.abs(np.fft.ifft2(np.fft.ifftshift(padded), norm="forward"))
