@@ -51,6 +51,7 @@ meddet: distil several YOLO detectors into one small one, inside Ultralytics
   meddet val     model=best.pt data=d.yaml
   meddet val     model=[a.pt,b.pt] data=d.yaml noise=rician sigma=[0,0.05,0.1]      accuracy under MRI noise
   meddet predict model=best.pt source=images/
+  meddet predict model=best.pt source=series/ slices=mid|all|5 [sr=True]      DICOM or NIfTI; sr= writes DICOM reports
   meddet export  model=best.pt format=onnx
 
   meddet quickstart [out=DIR] [device=cpu]      the whole job on drawn images, in under ten minutes
@@ -348,11 +349,19 @@ def _predict(model: Any, options: dict[str, Any]) -> None:
     """Predict on every image that can be read, then name those that cannot."""
     options = {"save": True, **options, "stream": True}
     done = {str(result.path) for result in model.predict(options.pop("source"), **options)}
+    _report_skipped(getattr(getattr(model.predictor, "dataset", None), "skipped", ()))
     files = getattr(getattr(model.predictor, "dataset", None), "files", None) or []  # streams and arrays have none
     broken = [str(file) for file in files if str(file) not in done]
     if broken:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise ValueError(f"cannot read {broken[0]}{more}: not an image, or damaged; the others are done")
+
+
+def _report_skipped(skipped: Collection[Any]) -> None:
+    """End with an error that names what was left out, after the rest is done."""
+    if skipped:
+        more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+        raise ValueError(f"skipped {next(iter(skipped))}{more}; the others are done")
 
 
 def _train(model: Any, name: str, options: dict[str, Any]) -> None:

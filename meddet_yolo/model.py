@@ -11,6 +11,7 @@ from meddet_yolo import registry
 from meddet_yolo.data.mri_noise import MRINoiseConfig
 from meddet_yolo.distill.config import DistillConfig
 from meddet_yolo.evaluate.validator import MedDetValidator
+from meddet_yolo.predictor import MedDetPredictor, VolumeSource
 from meddet_yolo.trainer import DistillTrainer
 
 __all__ = ["OWN_KEYS", "MedDet"]
@@ -19,7 +20,7 @@ __all__ = ["OWN_KEYS", "MedDet"]
 OWN_KEYS: dict[str, frozenset[str]] = {
     "train": DistillConfig.keys() | MRINoiseConfig.keys(),
     "val": frozenset({"noise", "sigma"}),
-    "predict": frozenset(),
+    "predict": frozenset({"slices", "window", "sr"}),
     "export": frozenset(),
 }
 
@@ -47,7 +48,32 @@ class MedDet(YOLO):
         """Map each task to its classes, with ours for detection."""
         tasks = super().task_map
         tasks["detect"] = {**tasks["detect"], "trainer": DistillTrainer, "validator": MedDetValidator}
+        tasks["detect"]["predictor"] = MedDetPredictor
         return tasks
+
+    def predict(self, source: Any = None, stream: bool = False, predictor: Any = None, **kwargs: Any) -> Any:
+        """Predict as `YOLO.predict` does, also on DICOM and NIfTI: files, folders of series, volumes, patterns.
+
+        Args:
+            source: As in `YOLO.predict`, or paths with DICOM or NIfTI among them.
+            stream: As in `YOLO.predict`.
+            predictor: As in `YOLO.predict`.
+            **kwargs: As in `YOLO.predict`, and for DICOM and NIfTI `slices` ("mid", the default, "all" or a number of
+                slices around the middle of a series or volume), `window` ("header", the default, "percentile" or
+                (centre, width)) and `sr` (whether to write DICOM Structured Reports).
+
+        Returns:
+            Results as `YOLO.predict` gives them; those of slices are `meddet_yolo.predictor.SliceResults`.
+
+        Raises:
+            ValueError: If nothing of the source can be read, an argument is wrong, or `sr` is set without DICOM.
+        """
+        own = {key: kwargs.pop(key) for key in OWN_KEYS["predict"] & kwargs.keys()}
+        if self.task == "detect" and VolumeSource.holds(source):
+            source = VolumeSource(source, **own)
+        elif own.get("sr"):
+            raise ValueError(f"sr=True writes DICOM Structured Reports, but source={source} holds no DICOM")
+        return super().predict(source, stream, predictor, **kwargs)
 
     def val(self, validator: Any = None, *, noise: Any = None, sigma: Any = None, **kwargs: Any) -> Any:
         """Validate as `YOLO.val` does, or under MRI noise.

@@ -23,7 +23,18 @@ from meddet_yolo.data.grey import percentile_grey, scaled_grey
 from meddet_yolo.data.nifti import NIFTI_SUFFIXES, NiftiVolume, is_nifti, read_nifti
 from meddet_yolo.data.privacy import public_name, redact
 
-__all__ = ["Found", "Skipped", "Slice", "Volume", "VolumeError", "find_volumes", "is_volume", "open_volume", "stem_of"]
+__all__ = [
+    "Found",
+    "Skipped",
+    "Slice",
+    "Volume",
+    "VolumeError",
+    "find_volumes",
+    "holds_volumes",
+    "is_volume",
+    "open_volume",
+    "stem_of",
+]
 
 MID_COUNT, MID_STEP_MM = 3, 4.0  # slices=mid: the middle one and one 4 mm, a usual spacing, to each side
 CACHE_SUFFIX = ".slices"  # folders of slices that a data set has decoded; never searched for images
@@ -304,6 +315,22 @@ def find_volumes(source: str | Path | Iterable[str | Path], slices: str | int = 
         _add(found, files, slices, folder)
     found.skipped = [Skipped(Path(redact(str(s.path), found.words)), s.reason) for s in found.skipped]
     return found
+
+
+def holds_volumes(items: Iterable[str | Path]) -> bool:
+    """Return whether there is DICOM or NIfTI among paths, folders and patterns; what does not exist holds none."""
+    for item in items:
+        try:
+            paths = _expand(item)
+        except (OSError, ValueError):  # also texts that are no path: addresses, camera numbers
+            continue
+        for path in paths:
+            if path.is_dir():
+                if _folders(path, Found()):
+                    return True
+            elif is_volume(path):
+                return True
+    return False
 
 
 def _expand(item: str | Path) -> list[Path]:
