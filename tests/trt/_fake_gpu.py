@@ -1,7 +1,7 @@
 """A GPU and a TensorRT that live in memory: the order of work, the rules and the errors of the real ones.
 
-Work in the stream is done when somebody waits for it, not before, so that whoever overwrites or reads a buffer too early
-gets wrong numbers here as there. The plan of a fake engine is an ONNX model, run by ONNX Runtime on the "device".
+Work in the stream is done when somebody waits for it, not before, so that whoever overwrites or reads a buffer too
+early gets wrong numbers here as there. The plan of a fake engine is an ONNX model, run by ONNX Runtime on the "device".
 """
 
 from __future__ import annotations
