@@ -11,9 +11,11 @@ import numpy as np
 
 from meddet_yolo.data.phantom_anatomy import GRADES, LEVELS, Anatomy
 from meddet_yolo.data.phantom_drawing import Canvas, Palette
+from meddet_yolo.data.phantom_head import draw_surroundings
 from meddet_yolo.data.phantom_scan import FINE, GRID, Protocol, scan, wrinkle
 from meddet_yolo.data.phantom_shapes import Column
-from meddet_yolo.data.phantom_slice import Plane, Tissues, draw_column, draw_surroundings, tissues
+from meddet_yolo.data.phantom_spine import draw_column
+from meddet_yolo.data.phantom_tissues import Plane, Tissues, tissues
 
 NAMES = {0: "herniation", 1: "normal"}
 _ORDER = (0, 1, -1, 2, -2)  # places of the slices, so that a slice does not depend on how many there are
@@ -130,9 +132,10 @@ class Patient:
             right, bottom = (int(v) for v in np.clip(np.ceil(centre + reach), 1, _SIDE))
             table = np.zeros((1, 256), np.uint8)
             table[0, list(kinds.disc(number))] = 1
-            seen = np.zeros((bottom - top, right - left), np.uint8)
+            seen: Any = np.zeros((bottom - top, right - left), np.uint8)
             for tissue in maps:
-                seen |= cv2.LUT(np.ascontiguousarray(tissue[top:bottom, left:right]), table)
+                part = cv2.LUT(np.ascontiguousarray(tissue[top:bottom, left:right]), table)
+                seen = cv2.bitwise_or(seen, part)
             x, y, width, height = cv2.boundingRect(seen)
             boxes[number] = left + x, top + y, left + x + width, top + y + height
         return boxes / _SIDE

@@ -99,14 +99,15 @@ def scan(
 def wrinkle(maps: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
     """Move the cells of tissue maps by a fraction of a millimetre, smoothly: no tissue has a border drawn by ruler."""
     side = GRID * FINE
-    maps_to = np.empty((side, side, 2), np.int16)
+    moved = np.empty((side, side, 2), np.int16)
     places = np.arange(side, dtype=float)
     for axis, place in enumerate((places[None], places[:, None])):
         wide, narrow = rng.standard_normal((side // 60, side // 60)), rng.standard_normal((side // 14, side // 14))
         shift = 1.1 * cv2.resize(wide, (side, side), interpolation=cv2.INTER_CUBIC)
         shift += 0.8 * cv2.resize(narrow, (side, side), interpolation=cv2.INTER_CUBIC)
-        maps_to[..., axis] = np.rint(shift + place)
-    return [cv2.remap(m, maps_to, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE) for m in maps]
+        moved[..., axis] = np.rint(shift + place)
+    nowhere = np.empty(0)  # the second map is for fractions
+    return [cv2.remap(m, moved, nowhere, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE) for m in maps]
 
 
 def _signal(maps: list[np.ndarray], palette: Palette, protocol: Protocol) -> np.ndarray:

@@ -6,6 +6,7 @@ positive to the back. Points in the patient's sagittal plane are (x to the back,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -88,8 +89,21 @@ class Column:
             middle = 0.5 * (top + bottom) + disc.wander
             t = np.clip(np.abs(s - middle) / (0.5 * disc.reach), 0.0, 1.0)
             depth = disc.bulge * np.exp(-0.5 * ((z - disc.lateral) / disc.spread) ** 2)
-            out = np.maximum(out, depth * (1.0 - t**2.4) ** 0.8)
+            out = np.maximum(out, depth * bulge_shape(t))
         return out
+
+
+def bulge_shape(t: np.ndarray) -> np.ndarray:
+    """Return the height, 0 to 1, of what stands out of a disc at `t`, 0 in its middle and 1 at its edge."""
+    return np.clip(1.0 - t**2.4, 0.0, None) ** 0.8
+
+
+def profile(s: np.ndarray, knots: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Interpolate smoothly through (s, value) knots."""
+    at, values = np.array(knots).T
+    box = np.ones(9) / 9
+    line = np.interp(s, at, values)
+    return np.convolve(np.pad(line, 4, mode="edge"), box, mode="valid")
 
 
 def smooth_closed(points: np.ndarray, steps: int = 5) -> np.ndarray:
@@ -143,7 +157,8 @@ def body_outline(height: float, depth: float, waist: float, lip: float, grow: fl
                 [-h + 0.15, -front], [-h, -0.80 * w], [-h + cup, -0.35 * w], [-h + cup, 0.30 * w], [-h, 0.82 * w],
                 [-h + 0.2, rear], [-0.55 * h, w - 0.6 * waist], [0.0, w - waist], [0.55 * h, w - 0.6 * waist],
                 [h - 0.2, rear], [h, 0.82 * w], [h - cup, 0.35 * w], [h - cup, -0.25 * w], [h + 0.1, -0.78 * w],
-                [h + 0.25, -front], [0.55 * h, -w + 0.7 * waist], [0.0, -w + 1.2 * waist], [-0.55 * h, -w + 0.7 * waist],
+                [h + 0.25, -front], [0.55 * h, -w + 0.7 * waist], [0.0, -w + 1.2 * waist],
+                [-0.55 * h, -w + 0.7 * waist],
             ]
         ),
         steps=4,
