@@ -79,6 +79,8 @@ class EngineSession:
         self.metadata = file.metadata
         backend = backend or load_backend(str(self.metadata.get("meddet_runtime") or "tensorrt"))
         _check_version(self.path, self.metadata, backend)
+        if self.metadata.get("meddet_strip"):
+            raise IncompatibleEngineError(f"{self.path} was exported without its weights (strip=True): refit it first")
         self._closed = False
         self._cuda = open_cuda(device, cuda) if isinstance(cuda, str) else cuda
         self.gpu = self._cuda.gpu
@@ -101,6 +103,8 @@ class EngineSession:
         self._log = BuildLog()
         self._logger = make_logger(backend, self._log)
         self._runtime = backend.module.Runtime(self._logger)
+        if self.metadata.get("meddet_version_compatible"):
+            self._runtime.engine_host_code_allowed = True  # such an engine brings a runtime of its own along
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise IncompatibleEngineError(
@@ -313,13 +317,18 @@ def _numbers(version: str) -> list[int]:
 
 def _check_gpu(path: Path, metadata: dict[str, Any], cuda: Cuda) -> None:
     """Refuse an engine of another GPU generation, which would be an obscure error otherwise."""
-    built = metadata.get("meddet_compute_capabilities") or []
-    here = "{}.{}".format(*cuda.gpu.capability)
-    if not built or here in map(str, built) or metadata.get("meddet_hardware_compatible"):
+    built = [str(c) for c in metadata.get("meddet_compute_capability") or []]
+    gpu = metadata.get("meddet_gpu")
+    if not built and isinstance(gpu, dict) and metadata.get("meddet_runtime") != "rtx":  # RTX builds for all by default
+        built = [str(gpu.get("compute_capability"))]
+    here = cuda.gpu.capability
+    if not built or "{}.{}".format(*here) in built:
+        return
+    if metadata.get("meddet_hardware_compatible") in (True, "ampere") and here >= (8, 0):
         return
     raise IncompatibleEngineError(
-        f"{path} was built for GPUs of compute capability {', '.join(map(str, built))}, this one is {cuda.gpu}: "
-        "export it for this GPU"
+        f"{path} was built for GPUs of compute capability {', '.join(built)}, this one is {cuda.gpu}: export it for "
+        "this GPU"
     )
 
 

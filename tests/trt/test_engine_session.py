@@ -303,14 +303,33 @@ def test_another_tensorrt(engine, here, extra, fits):
             _open(path, version=here)
 
 
-def test_another_gpu(engine):
-    path = engine(meddet_compute_capabilities=["8.6", "8.9"])
-    _open(path, FakeCuda((8, 9)))
-    gpu = FakeCuda((9, 0))
-    with pytest.raises(IncompatibleEngineError, match=r"capability 8\.6, 8\.9, this one is Fake RTX \(.* 9\.0\)"):
+@pytest.mark.parametrize(
+    ("metadata", "here", "fits"),
+    [
+        ({"compute_capability": ["8.6", "8.9"], "runtime": "rtx"}, (8, 9), True),
+        ({"compute_capability": ["8.6", "8.9"], "runtime": "rtx"}, (9, 0), False),
+        ({"compute_capability": None, "gpu": {"compute_capability": "7.5"}, "runtime": "rtx"}, (9, 0), True),
+        ({"gpu": {"compute_capability": "8.6"}}, (8, 6), True),
+        ({"gpu": {"compute_capability": "8.6"}}, (9, 0), False),
+        ({"gpu": {"compute_capability": "8.6"}, "hardware_compatible": "same"}, (9, 0), False),
+        ({"gpu": {"compute_capability": "8.6"}, "hardware_compatible": True}, (9, 0), True),
+        ({"gpu": {"compute_capability": "8.6"}, "hardware_compatible": "ampere"}, (7, 5), False),
+    ],
+)
+def test_another_gpu(engine, metadata, here, fits):
+    path = engine(**{f"meddet_{key}": value for key, value in metadata.items()})
+    gpu = FakeCuda(here)
+    if fits:
         _open(path, gpu)
-    assert gpu.closed
-    _open(engine(meddet_compute_capabilities=["8.6"], meddet_hardware_compatible=True), FakeCuda((9, 0)))
+    else:
+        with pytest.raises(IncompatibleEngineError, match=rf"capability 8\.6.*, this one is Fake RTX .*{here[0]}\."):
+            _open(path, gpu)
+        assert gpu.closed
+
+
+def test_an_engine_without_weights(engine):
+    with pytest.raises(IncompatibleEngineError, match="without its weights"):
+        _open(engine(meddet_strip=True))
 
 
 def test_an_output_that_depends_on_the_data(engine):
