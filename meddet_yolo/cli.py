@@ -327,7 +327,12 @@ def _run_mode(mode: str, words: Sequence[str], options: dict[str, Any]) -> None:
     elif mode == "predict":
         _predict(model, options)
     else:
+        skipped: dict[Any, None] = {}  # in order, each once
+        model.add_callback(
+            "on_val_end", lambda validator: skipped.update(dict.fromkeys(getattr(validator, "skipped", ())))
+        )
         getattr(model, mode)(**options)
+        _report_skipped(skipped)
 
 
 def _val_under_noise(options: dict[str, Any]) -> None:
@@ -378,6 +383,7 @@ def _train(model: Any, name: str, options: dict[str, Any]) -> None:
         else:
             message = "interrupted before the first epoch was complete; nothing to resume"
         raise KeyboardInterrupt(message) from None
+    _report_skipped(getattr(model.trainer, "skipped", ()))
 
 
 def _check_model_file(name: str) -> None:

@@ -28,6 +28,7 @@ from meddet_yolo.data.volumes import Found, Skipped, Slice, Volume, find_volumes
 
 __all__ = ["MedDetPredictor", "SliceResults", "VolumeSource"]
 
+SHOWN_SIDE = 768  # pixels; about as long a side as result pictures have at least
 _LEVEL = re.compile(r"(?<![A-Z0-9])([CTLS])(\d{1,2})\s*[-/_]?\s*([CTLS])?(\d{1,2})?(?!\d)", re.IGNORECASE)
 
 
@@ -82,6 +83,18 @@ class SliceResults(Results):
         result = SliceResults(orig_img=self.orig_img, path=self.path, names=self.names, speed=self.speed)
         result.save_dir, result.slice = self.save_dir, self.slice
         return result
+
+    def plot(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        """Draw the boxes as `Results.plot` does, small slices enlarged so that labels do not hide them."""
+        factor = max(1, round(SHOWN_SIDE / max(self.orig_shape)))
+        if factor == 1 or kwargs.get("img") is not None:
+            return np.asarray(super().plot(*args, **kwargs))
+        image = cv2.resize(self.orig_img, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+        boxes = None if self.boxes is None else self.boxes.data.clone()
+        if boxes is not None:
+            boxes[:, :4] *= factor
+        large = Results(image if image.ndim == 3 else image[..., None], path=self.path, names=self.names, boxes=boxes)
+        return np.asarray(large.plot(*args, **kwargs))
 
     @property
     def boxes_stored(self) -> np.ndarray:
@@ -321,7 +334,9 @@ class MedDetPredictor(DetectionPredictor):
                 "skipped": [{"file": s.path.name, "reason": s.reason} for s in skipped],
             }
             text = json.dumps(record, indent=1, ensure_ascii=False)
-            text = re.sub(r"\[\s+([^][{}\"]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)  # points on one line
+            text = re.sub(
+                r"\[\s+([^][{}\"]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text
+            )  # points on one line
             (self.save_dir / f"{name}.json").write_text(text + "\n", encoding="utf-8")
         if sr:
             self._report(volume, results, self.save_dir / f"{name}_sr.dcm")

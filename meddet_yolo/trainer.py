@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from ultralytics.cfg import DEFAULT_CFG, cfg2dict
-from ultralytics.data.utils import img2label_paths
 from ultralytics.engine.model import Model
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, RANK, colorstr
@@ -29,6 +28,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from meddet_yolo.data.dataset import build_dataset
 from meddet_yolo.data.labels import label_problem
 from meddet_yolo.data.mri_noise import MRINoiseConfig
+from meddet_yolo.data.volumes import Skipped
 from meddet_yolo.distill.config import DistillConfig
 from meddet_yolo.distill.distiller import DetectorOutput, MedDetDistiller, match_levels
 from meddet_yolo.distill.teachers import Teacher, check_same_classes, probe_neck
@@ -91,6 +91,7 @@ class DistillTrainer(DetectionTrainer):
     Attributes:
         distill_config: The validated distillation arguments.
         teachers: The frozen teachers; empty without distillation.
+        skipped: DICOM and NIfTI files of the data set that could not be used, and why.
         distiller: Alignment, fusion, guard, generator and discriminator; None before set-up and without teachers.
 
     Raises:
@@ -147,6 +148,7 @@ class DistillTrainer(DetectionTrainer):
         self._sums: dict[str, Tensor] = {}
         self._disc_sums: list[Tensor] = []
         self._warned = False
+        self.skipped: list[Skipped] = []
         if self.teachers and not self.ddp:
             self.callbacks["on_train_epoch_end"].insert(0, _report_epoch)
 
@@ -231,7 +233,8 @@ class DistillTrainer(DetectionTrainer):
                 raise
             more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
             raise ValueError(f"No valid images in {img_path}: {reasons[0][0]}: {reasons[0][1]}{more}") from error
-        kept = set(img2label_paths(dataset.im_files))
+        self.skipped = list(dict.fromkeys([*self.skipped, *dataset.skipped]))
+        kept = set(dataset.label_files_of(dataset.im_files))
         dropped = [file for file in dataset.label_files if file not in kept]
         problem = label_problem(dropped, len(self.data["names"]))
         if problem:

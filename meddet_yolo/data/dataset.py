@@ -3,34 +3,90 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from ultralytics.data.dataset import YOLODataset
-from ultralytics.data.utils import get_split_fraction
-from ultralytics.utils import colorstr
+from ultralytics.data.utils import get_split_fraction, img2label_paths
+from ultralytics.utils import LOGGER, TQDM, USER_CONFIG_DIR, colorstr
 from ultralytics.utils.patches import imread
 
 from meddet_yolo.data.mri_noise import MRINoise, MRINoiseConfig
+from meddet_yolo.data.slice_cache import cache_slices
+from meddet_yolo.data.volumes import CACHE_SUFFIX, Skipped, volume_files
 
 __all__ = ["MedDetDataset", "build_dataset"]
 
 
 class MedDetDataset(YOLODataset):
-    """A YOLO detection data set; on ordinary images the same as the stock one.
+    """A YOLO detection data set, also of DICOM and NIfTI files; on ordinary images the same as the stock one.
 
-    Takes the arguments of `ultralytics.data.dataset.YOLODataset`. In training, images get MRI noise as the options of
+    Takes the arguments of `ultralytics.data.dataset.YOLODataset`. DICOM and NIfTI files are decoded once to pictures
+    (see `slice_cache`), which then are the data set's images; which slices, and by what window, the keys `slices`
+    ("labelled", the default, "mid", "all" or a number) and `window` ("header", the default, "percentile" or
+    [centre, width]) of the data set's YAML say. In training, images get MRI noise as the options of
     `MRINoiseConfig` in `hyp` say: each image of a mosaic its own, after it has been brought to the input size.
 
     Attributes:
         degrade: What to do to every image as it is read, before it is resized: a function of an image of shape
             (H, W, C) that returns another of the same shape and type. None does nothing.
+        skipped: DICOM and NIfTI files that could not be used, and why.
     """
 
     degrade: Callable[[np.ndarray], np.ndarray] | None = None
+    fraction: float | int
     _noise: MRINoise | None = None
+    skipped: Sequence[Skipped] = ()
+    _slice_labels: Mapping[str, str] = {}
+
+    def get_img_files(self, img_path: str | list[str]) -> list[str]:
+        """Return the image files of a split; those of DICOM and NIfTI files are decoded pictures.
+
+        Raises:
+            FileNotFoundError: If there is no image.
+            ValueError: If there are only DICOM or NIfTI files, and none can be used.
+        """
+        volumes = [file for p in (img_path if isinstance(img_path, list) else [img_path]) for file in _volumes(p)]
+        if not volumes:
+            return list(super().get_img_files(img_path))
+        window = self.data.get("window", "header")
+        found = cache_slices(
+            volumes,
+            label_folder=lambda folder: Path(img2label_paths([str(folder / "x.png")])[0]).parent,
+            fallback=Path(USER_CONFIG_DIR) / "slices",
+            slices=self.data.get("slices", "labelled"),
+            window=tuple(window) if isinstance(window, list) else window,
+            progress=lambda results, total: TQDM(results, desc=f"{self.prefix}Decoding slices...", total=total),
+        )
+        for item in found.skipped:
+            LOGGER.warning(f"{self.prefix}skipped {item}")
+        self.skipped = found.skipped
+        self._slice_labels = {str(picture): str(label) for picture, label in found.labels.items()}
+        fraction, self.fraction = self.fraction, 1.0
+        try:
+            images = [f for f in super().get_img_files(img_path) if Path(f).parent.suffix != CACHE_SUFFIX]
+        except FileNotFoundError:  # no ordinary image
+            images = []
+        self.fraction = fraction
+        files = sorted([*images, *self._slice_labels])
+        if not files:
+            more = f" (and {len(found.skipped) - 1} more files)" if len(found.skipped) > 1 else ""
+            raise ValueError(f"no image in {img_path} can be used: {found.skipped[0]}{more}")
+        count = fraction if isinstance(fraction, int) else max(1, round(len(files) * fraction))
+        return files[:count]
+
+    def get_label_files(self) -> list[str]:
+        """Return the label file of every image."""
+        self.label_files = self.label_files_of(self.im_files)
+        return self.label_files
+
+    def label_files_of(self, images: Sequence[str]) -> list[str]:
+        """Return the label files that belong to images of this data set."""
+        stock = img2label_paths(images)
+        return [self._slice_labels.get(image, label) for image, label in zip(images, stock, strict=True)]
 
     def build_transforms(self, hyp: Any) -> Any:
         """Build the transforms and, for training, the MRI noise that comes before them."""
@@ -71,6 +127,14 @@ class MedDetDataset(YOLODataset):
         if self._noise is not None:
             label["img"] = self._noise(label["img"])
         return label
+
+
+def _volumes(path: str) -> list[Path]:
+    """Return the DICOM and NIfTI files of a folder or list; what does not exist is left to Ultralytics to refuse."""
+    try:
+        return volume_files(path)
+    except FileNotFoundError:
+        return []
 
 
 def build_dataset(

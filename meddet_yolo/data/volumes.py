@@ -7,6 +7,7 @@ reason, and the rest goes on.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 from collections import defaultdict
@@ -317,18 +318,26 @@ def find_volumes(source: str | Path | Iterable[str | Path], slices: str | int = 
     return found
 
 
+def volume_files(source: str | Path) -> list[Path]:
+    """Return the DICOM and NIfTI files of a file, folder (with its subfolders), pattern or `.txt` list.
+
+    Raises:
+        FileNotFoundError: If a path does not exist.
+    """
+    files = []
+    for path in _expand(source):
+        if path.is_dir():
+            files += [file for members in _folders(path, Found()).values() for file in members]
+        elif is_volume(path):
+            files.append(path)
+    return files
+
+
 def holds_volumes(items: Iterable[str | Path]) -> bool:
     """Return whether there is DICOM or NIfTI among paths, folders and patterns; what does not exist holds none."""
     for item in items:
-        try:
-            paths = _expand(item)
-        except (OSError, ValueError):  # also texts that are no path: addresses, camera numbers
-            continue
-        for path in paths:
-            if path.is_dir():
-                if _folders(path, Found()):
-                    return True
-            elif is_volume(path):
+        with contextlib.suppress(OSError, ValueError):  # also texts that are no path: addresses, camera numbers
+            if volume_files(item):
                 return True
     return False
 
@@ -339,7 +348,8 @@ def _expand(item: str | Path) -> list[Path]:
     if path.exists():
         if path.suffix.lower() == ".txt" and path.is_file():
             lines = path.read_text(encoding="utf-8-sig").splitlines()
-            return [p for line in lines if line.strip() for p in _expand(path.parent / line.strip())]
+            names = [line.strip() for line in lines if line.strip()]
+            return [p for n in names for p in _expand(n if Path(n).exists() else path.parent / n)]
         return [path]
     if glob.has_magic(str(item)):
         return [Path(p) for p in sorted(glob.glob(str(item), recursive=True))]
