@@ -36,6 +36,7 @@ _THEIR_COMMANDS = ("checks", "cfg", "copy-cfg", "login", "logout", "solutions") 
 # Commands of ours beside the modes: module and function, whose parameters are the command's keys. What it returns is
 # printed: a string as it is, a dictionary as key=value lines, a path as the data set that was made.
 _OWN_COMMANDS = {
+    "convert": ("meddet_yolo.data.convert", "convert_command"),
     "phantom": ("meddet_yolo.data.phantom", "generate_phantom"),
     "quickstart": ("meddet_yolo.quickstart", "quickstart"),
 }
@@ -56,6 +57,8 @@ meddet: distil several YOLO detectors into one small one, inside Ultralytics
 
   meddet quickstart [out=DIR] [device=cpu]      the whole job on drawn images, in under ten minutes
   meddet phantom out=DIR [patients=24] [seed=0] [imgsz=160]      only draw the images
+  meddet convert source=PATH out=DIR [patient=...] [val=0.2]     COCO, VOC, CSV or masks to YOLO, split by patient
+  meddet convert source=d.yaml check=True       look for leaks, duplicates and suspicious labels
   meddet settings [key=value | reset]           Ultralytics' settings
   meddet version | checks | help
 

@@ -1,0 +1,441 @@
+"""From COCO, Pascal VOC, CSV and segmentation masks to a data set in YOLO layout, split by patient."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meddet_yolo.data.audit import Audit, Entry, audit
+from meddet_yolo.data.convert_formats import read_source
+from meddet_yolo.data.convert_pixels import Picture, read_picture
+from meddet_yolo.data.convert_records import Collection, Item
+from meddet_yolo.data.convert_write import Planned, prepare, write_data_set
+from meddet_yolo.data.dicom import VolumeError, is_dicom, require
+from meddet_yolo.data.duplicates import fingerprint
+from meddet_yolo.data.splits import SPLITS, LeakageError, check_leakage, natural, split_patients
+
+__all__ = ["Conversion", "convert", "convert_command"]
+
+_BIDS = re.compile(r"(?:^|/)sub-([A-Za-z0-9]+)(?=[/_])")
+_REACH = 1.0  # pixels that a box may reach out of its image before that is worth a mention
+
+
+@dataclass
+class Conversion:
+    """What a conversion or a check came to.
+
+    Attributes:
+        data: The data set's YAML; None after a check.
+        audit: The report.
+        problems: Files, boxes and images that were left out, each with its reason.
+    """
+
+    data: Path | None
+    audit: Audit
+    problems: list[str]
+
+    def __str__(self) -> str:
+        """Return the report in short, and where the data set is."""
+        lines = [self.audit.as_text()]
+        if self.data is not None:
+            lines.append(f"report={self.data.parent / 'report.md'}\ndata={self.data}")
+        return "\n".join(lines)
+
+
+def convert(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    format: str = "auto",
+    images: str | Path | None = None,
+    masks: str | Path | None = None,
+    patient: str | None = None,
+    split: str = "auto",
+    val: float = 0.2,
+    test: float = 0.0,
+    seed: int = 0,
+    classes: Any = None,
+    label: str | None = None,
+    min_area: int = 4,
+    instances: bool = False,
+    rename: bool = False,
+    check: bool = False,
+) -> Conversion:
+    """Convert annotated images to a data set in YOLO layout, or check one.
+
+    Images are copied where their files hold nothing but pixels, and written anew as PNG otherwise (DICOM, NIfTI, more
+    than 8 bits, EXIF or text in the header), so that nothing that identifies a patient is taken along but the names of
+    files, which `rename` replaces. Patients get pseudonyms.
+
+    Args:
+        source: Annotation file or folder: COCO JSON, Pascal VOC XML, CSV, masks (PNG or NIfTI), or the YAML of a YOLO
+            data set.
+        out: Folder for the data set: new, empty or of an earlier conversion. With `check`, where the report goes.
+        format: `coco`, `voc`, `csv`, `masks`, `yolo`, or `auto` to recognise it.
+        images: Folder of the images, where they are not beside the annotations.
+        masks: Folder of the masks.
+        patient: What tells the patient of an image: a column of the CSV; a regular expression with a group, searched in
+            the image's path; `folder` for the folder it lies in; or `image` if no two files are of one patient. By
+            default a column or key that is named so, BIDS's `sub-...`, or the patient ID of a DICOM file.
+        split: `given` keeps the parts that the source has, `new` makes them; `auto` keeps them where it has them.
+        val: Share of the patients for validation, in (0, 1).
+        test: Share of the patients for the test part, in [0, 1).
+        seed: Seed of a new split.
+        classes: Class names in the wanted order; boxes of others are left out. For masks, `{1: herniation, 2: normal}`
+            or a list of the names of the labels 1, 2, ...
+        label: Column of the class in a CSV.
+        min_area: Smallest component of a mask, in pixels, at least 1.
+        instances: Whether the labels of masks number objects, so that each label is one box.
+        rename: Whether to name images by pseudonym and number.
+        check: Whether only to report, without writing a data set.
+
+    Returns:
+        Where the data set is, and the report, which also lies beside it as `report.md` and `report.json`.
+
+    Raises:
+        FileExistsError: If `out` holds something that no conversion wrote.
+        FileNotFoundError: If there are no annotations or images.
+        LeakageError: If the given split has images of one patient in several parts.
+        ValueError: If an argument is not valid, or nothing is left to write.
+
+    Examples:
+        >>> convert("boxes.csv", "dataset", patient="patient_id", val=0.2)  # doctest: +SKIP
+        >>> print(convert("dataset/data.yaml", check=True))  # doctest: +SKIP
+    """
+    _check_arguments(split, val, test, seed, min_area)
+    if out is None and not check:
+        raise ValueError("out= is missing: name a folder for the data set, or add check=True to only look at it")
+    top, folder = Path(source).expanduser(), Path(out).expanduser() if out is not None else None
+    if folder is not None:
+        _keep_apart(top, folder, check)
+    mask_names = _mask_names(classes)
+    column = patient if patient is not None and re.fullmatch(r"[\w .-]+", patient) else None
+    kind, collection = read_source(
+        top,
+        format,
+        images=None if images is None else Path(images).expanduser(),
+        masks=None if masks is None else Path(masks).expanduser(),
+        label=label,
+        patient=column if column not in ("folder", "image") else None,
+        mask_names=mask_names,
+        min_area=min_area,
+        instances=instances,
+    )
+    if not (kind == "csv" and column not in (None, "folder", "image")):
+        _find_patients(collection, patient)
+    names = _class_names(collection, None if kind == "masks" else classes)
+    planned, entries = _look_at(collection, names)
+    if not planned:
+        first = f"; {collection.problems[0]}" if collection.problems else ""
+        raise ValueError(f"{top} has no image that can be used{first}")
+    leak = _assign(planned, collection, "given" if check and split == "auto" else split, val, test, seed, check=check)
+    _name(planned, entries, rename=rename)
+    report = audit(entries, names, notes=collection.notes, left_out=[str(p) for p in collection.problems])
+    report.leaks[:0] = leak
+    data = None
+    if not check and folder is not None:
+        arguments = {"format": kind, "split": split, "val": val, "test": test, "seed": seed, "rename": rename}
+        data = write_data_set(folder, planned, names, arguments, _progress("writing"))
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        report.write(folder, f"{'Check' if check else 'Conversion'} of a data set ({kind})")
+    return Conversion(data, report, report.left_out)
+
+
+@functools.wraps(convert)
+def convert_command(*args: Any, **options: Any) -> str:
+    """Convert or check for the command line: print the report, then fail if anything was left out or leaks."""
+    result = convert(*args, **options)
+    failures = [*result.problems, *result.audit.leaks] if options.get("check") else result.problems
+    if not failures:
+        return str(result)
+    print(result)
+    more = f" and {len(failures) - 1} more, all in the report" if len(failures) > 1 else ""
+    what = "found" if options.get("check") else "left out, the rest is done"
+    raise ValueError(f"{what}: {failures[0]}{more}")
+
+
+# Arguments ------------------------------------------------------------------------------------------------------------
+
+
+def _check_arguments(split: str, val: float, test: float, seed: int, min_area: int) -> None:
+    if split not in ("auto", "given", "new"):
+        raise ValueError(f"split={split!r} is unknown: expected auto, given or new")
+    for name, value in (("val", val), ("test", test)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+            raise ValueError(f"{name}={value!r} is no share: expected a number from 0 to below 1")
+    if val == 0 or val + test >= 1:
+        raise ValueError(f"val={val:g} and test={test:g} must leave patients for validation and for training")
+    for name, value, least in (("seed", seed, 0), ("min_area", min_area, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}={value!r} is no whole number of at least {least}")
+
+
+def _keep_apart(source: Path, out: Path, check: bool) -> None:
+    """Refuse a target that is foreign, or inside the source or around it."""
+    here, there = source.resolve(), out.resolve()
+    inside = here if here.is_dir() else None
+    if there == here or (inside is not None and there.is_relative_to(inside)) or here.is_relative_to(there):
+        if not check:
+            raise ValueError(f"out={out} and source={source} lie within each other: name a folder of its own")
+        return
+    if not check:
+        prepare(out)
+    elif (out / "report.md").exists() and not (out / "report.json").exists():
+        raise FileExistsError(f"out={out} holds a report.md of something else: name another folder")
+
+
+def _mask_names(classes: Any) -> dict[int, str] | None:
+    """Return the class of each label: from a mapping, or a list for labels from 1."""
+    if isinstance(classes, str) and classes.strip().startswith("{"):  # unquoted names, as a shell leaves them
+        pairs = [pair.split(":", 1) for pair in classes.strip().strip("{}").split(",") if pair.strip()]
+        classes = {key.strip(): value[0].strip().strip("'\"") if value else "" for key, *value in pairs}
+    if isinstance(classes, Mapping):
+        try:
+            names = {int(value): str(name) for value, name in classes.items()}
+        except ValueError as error:
+            raise ValueError(f"classes={classes!r}: expected label: name, such as {{1: herniation}}") from error
+        if min(names, default=1) < 1 or not all(names.values()):
+            raise ValueError(f"classes={classes!r}: labels count from 1 (0 is background) and need a name each")
+        return names
+    listed = _listed(classes)
+    return {value: name for value, name in enumerate(listed, start=1)} if listed else None
+
+
+def _listed(classes: Any) -> list[str]:
+    """Return class names given as a list, or as `[a,b]` or `a,b` in a string."""
+    if classes is None or isinstance(classes, Mapping):
+        return []
+    if isinstance(classes, str):
+        classes = [part.strip().strip("'\"") for part in classes.strip().strip("[]").split(",")]
+    names = [str(name) for name in ([classes] if isinstance(classes, (int, float)) else classes)]
+    if len(set(names)) < len(names) or not all(names):
+        raise ValueError(f"classes={names}: expected different names")
+    return names
+
+
+def _class_names(collection: Collection, classes: Any) -> list[str]:
+    """Return the class names in order; boxes of classes that were not asked for are taken out, with a note."""
+    wanted = _listed(classes)
+    if not wanted:
+        return collection.names
+    dropped = Counter(box.name for item in collection.items for box in item.boxes if box.name not in wanted)
+    if absent := [name for name in wanted if name not in collection.names]:
+        raise ValueError(f"classes=: no {', '.join(absent)} in the source, which has {', '.join(collection.names)}")
+    for item in collection.items:
+        item.boxes = [box for box in item.boxes if box.name in wanted]
+    if dropped:
+        text = ", ".join(f"{name} ({count})" for name, count in sorted(dropped.items()))
+        collection.notes.append(f"boxes of classes that were not asked for left out: {text}")
+    return wanted
+
+
+def _progress(what: str) -> Any:
+    """Return what wraps a sequence with a progress bar."""
+    from ultralytics.utils import TQDM
+
+    return functools.partial(TQDM, desc=what)
+
+
+# Patients -------------------------------------------------------------------------------------------------------------
+
+
+def _find_patients(collection: Collection, patient: str | None) -> None:
+    """Set the patient of every item as it was asked for, or else as far as the source tells."""
+    pattern = None
+    if patient not in (None, "folder", "image"):
+        try:
+            pattern = re.compile(str(patient))
+        except re.error as error:
+            raise ValueError(f"patient={patient!r} is no regular expression: {error}") from error
+        if pattern.groups < 1:
+            raise ValueError(
+                f"patient={patient!r} is neither a column, `folder`, `image` nor a regular expression with a group, "
+                r"such as 'p(\d+)_'"
+            )
+    for item in collection.items:
+        path = collection.shown(item.path)
+        if pattern is not None:
+            match = pattern.search(path)
+            if match is None:
+                raise ValueError(f"patient={patient!r} does not match {path}")
+            item.patient = match["patient"] if "patient" in pattern.groupindex else match[1]
+        elif patient == "folder":
+            item.patient = item.path.parent.name
+        elif patient == "image":
+            item.patient = path
+        elif item.patient is None:
+            bids = _BIDS.search(path)
+            item.patient = bids[1] if bids else _dicom_patient(item.path)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _dicom_patient(path: Path) -> str | None:
+    """Return what stands for the patient ID of a DICOM file, which itself is not kept."""
+    if not path.is_file() or not is_dicom(path):
+        return None
+    try:
+        header = require("pydicom").dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"], force=True)
+        identity = str(header.get("PatientID", "") or "")
+    except Exception:  # a damaged file is named with its reason when its pixels are read
+        return None
+    return f"id-{hashlib.sha256(identity.encode()).hexdigest()[:10]}" if identity else None
+
+
+# Images ---------------------------------------------------------------------------------------------------------------
+
+
+def _look_at(collection: Collection, names: Sequence[str]) -> tuple[list[Planned], list[Entry]]:
+    """Read every image once; what cannot be used is left out with its reason."""
+    index = {name: number for number, name in enumerate(names)}
+    planned, entries = [], []
+    seen: set[tuple[Path, int | None]] = set()
+    for item in _progress("reading")(collection.items):
+        if (item.path, item.index) in seen:
+            collection.leave_out(item.path, "is listed twice; only its first boxes are used")
+            continue
+        seen.add((item.path, item.index))
+        try:
+            picture = read_picture(item)
+            reason = _size_problem(item, picture)
+        except (VolumeError, ValueError) as error:
+            reason = str(error)
+        if reason:
+            collection.leave_out(item.path, reason)
+            continue
+        height, width = picture.pixels.shape[:2]
+        boxes, clipped = [], 0
+        for name, box in ((b.name, _upright(b.xyxy, item, picture)) for b in item.boxes):
+            x0, x1 = (min(max(v, 0.0), float(width)) for v in (box[0], box[2]))
+            y0, y1 = (min(max(v, 0.0), float(height)) for v in (box[1], box[3]))
+            if not (all(map(math.isfinite, box)) and x1 > x0 and y1 > y0):
+                shown = ", ".join(f"{v:g}" for v in box)
+                collection.leave_out(item.path, f"box of {name} at {shown} has no area in the image, {width}x{height}")
+                continue
+            reach = max(-box[0], -box[1], box[2] - width, box[3] - height)
+            clipped += reach > _REACH
+            boxes.append((index[name], x0, y0, x1, y1))
+        rows = [
+            (c, (x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
+            for c, x0, y0, x1, y1 in boxes
+        ]
+        planned.append(Planned(item, picture.name, picture.suffix, item.split or "", "", rows))
+        entries.append(Entry(picture.name, "", None, (width, height), boxes, clipped, fingerprint(picture.pixels)))
+    return planned, entries
+
+
+def _size_problem(item: Item, picture: Picture) -> str | None:
+    """Return what is wrong if an annotation was made for an image of another size."""
+    if item.declared is None:
+        return None
+    height, width = picture.pixels.shape[:2]
+    declared = (0.0, 0.0, float(item.declared[0]), float(item.declared[1]))
+    if picture.geometry is not None and not item.upright:
+        declared = picture.geometry.box_from_stored(declared)
+    if max(abs(a - b) for a, b in zip(declared, (0, 0, width, height), strict=True)) <= 1e-6:
+        return None
+    return f"is {width} x {height} pixels, but its annotation is for {item.declared[0]} x {item.declared[1]}"
+
+
+def _upright(box: tuple[float, float, float, float], item: Item, picture: Picture) -> tuple[float, float, float, float]:
+    """Return a box in pixels of the image as it is shown."""
+    if item.fractions:
+        height, width = picture.pixels.shape[:2]
+        box = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
+    if picture.geometry is not None and not item.upright:
+        box = picture.geometry.box_from_stored(box)
+    return box
+
+
+def _name(planned: Sequence[Planned], entries: Sequence[Entry], *, rename: bool) -> None:
+    """Give every image a name of its own and hand it to the report."""
+    used: Counter[str] = Counter()
+    for p, entry in zip(planned, entries, strict=True):
+        stem = (p.patient or "image") if rename else p.name
+        used[stem.lower()] += 1
+        number = used[stem.lower()]
+        p.name = f"{stem}_{number:03d}" if rename else stem if number == 1 else f"{stem}-{number}"
+        used[p.name.lower()] += p.name != stem
+        entry.name, entry.split, entry.patient = f"{p.name}{p.suffix}", p.split, p.patient or None
+
+
+# Splits ---------------------------------------------------------------------------------------------------------------
+
+
+def _assign(
+    planned: Sequence[Planned],
+    collection: Collection,
+    split: str,
+    val: float,
+    test: float,
+    seed: int,
+    *,
+    check: bool,
+) -> list[str]:
+    """Put every image into a part of the split and give its patient a pseudonym.
+
+    Returns:
+        What leaks, with `check`; without it, that is an error.
+    """
+    known = all(p.item.patient is not None for p in planned)
+    without = sum(p.split not in SPLITS for p in planned)
+    if split == "auto":
+        split = "new" if without == len(planned) else "given"
+    if split == "given" and without:
+        if not check:
+            raise ValueError(f"{without} of {len(planned)} images have no part of a split: add split=new to make one")
+        for p in planned:
+            p.split = p.split if p.split in SPLITS else "train"
+    if split == "new" and not known:
+        unknown = next(p for p in planned if p.item.patient is None)
+        raise ValueError(
+            f"which images are of one patient is not known, of {collection.shown(unknown.item.path)} for example: add "
+            "patient= with a column, a regular expression with a group, `folder`, or `image` if no two are"
+        )
+    if known:
+        everyone = sorted({str(p.item.patient) for p in planned}, key=natural)
+        width = max(4, len(str(len(everyone))))
+        pseudonym = {patient: f"p{number:0{width}d}" for number, patient in enumerate(everyone, start=1)}
+        for p in planned:
+            p.patient = pseudonym[str(p.item.patient)]
+    leaks: list[str] = []
+    if split == "new":
+        _split_anew(planned, {"train": 1 - val - test, "val": val, "test": test}, seed)
+    elif known:
+        try:
+            check_leakage((str(p.item.patient), p.split) for p in planned)
+        except LeakageError as error:
+            if not check:
+                raise
+            leaks.append(str(error))
+    else:
+        collection.notes.append("patients are not known, so the given split was not checked for leakage: add patient=")
+    parts = {p.split for p in planned}
+    if not check and "train" in parts and "val" not in parts:
+        if not known:
+            raise ValueError("the given split has no validation part, and without patient= none can be made")
+        _split_anew([p for p in planned if p.split == "train"], {"train": 1 - val, "val": val}, seed)
+        collection.notes.append(f"the given split has no validation part: {val:.0%} of its training patients taken")
+    return leaks
+
+
+def _split_anew(planned: Sequence[Planned], shares: Mapping[str, float], seed: int) -> None:
+    """Assign the images' patients to parts that are alike in images, empty images and boxes of each class."""
+    counts: dict[str, Counter[Any]] = {}
+    for p in planned:
+        count = counts.setdefault(str(p.item.patient), Counter())
+        count["images"] += 1
+        count["empty"] += not p.rows
+        count.update(row[0] for row in p.rows)
+    keys = sorted({key for count in counts.values() for key in count}, key=str)
+    table = {patient: [count[key] for key in keys] for patient, count in counts.items()}
+    parts = split_patients(table, shares, seed=seed)
+    for p in planned:
+        p.split = parts[str(p.item.patient)]

@@ -1,0 +1,130 @@
+"""Writing a data set in YOLO layout, into a folder that is new or was written by an earlier conversion."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meddet_yolo.data.convert_pixels import read_picture
+from meddet_yolo.data.convert_records import Item
+from meddet_yolo.data.convert_yolo import PATIENTS_FILE
+from meddet_yolo.data.splits import SPLITS
+
+__all__ = ["Planned", "write_data_set"]
+
+_MANIFEST = "convert.json"
+_MADE_BY = "meddet convert"
+
+
+@dataclass
+class Planned:
+    """An image as it will be written.
+
+    Attributes:
+        item: Where it comes from.
+        name: Name of its file, without suffix, not used by another.
+        suffix: Suffix of its file.
+        split: Its part.
+        patient: Pseudonym of its patient; empty where patients are not known.
+        rows: Its labels: class index, then centre, width and height in fractions of the image.
+    """
+
+    item: Item
+    name: str
+    suffix: str
+    split: str
+    patient: str
+    rows: list[tuple[int, float, float, float, float]]
+
+
+def prepare(out: Path) -> set[str]:
+    """Make a folder, or take over one of an earlier conversion.
+
+    Returns:
+        Files that the earlier conversion wrote, relative to the folder.
+
+    Raises:
+        FileExistsError: If the folder holds something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"out={out} is a file: name a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        out.mkdir(parents=True, exist_ok=True)
+        return set()
+    try:
+        manifest = json.loads((out / _MANIFEST).read_text(encoding="utf-8"))
+        if manifest["made_by"] == _MADE_BY:
+            return set(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise FileExistsError(f"out={out} is not empty and was not written by `{_MADE_BY}`: name another folder")
+
+
+def write_data_set(
+    out: Path,
+    planned: Sequence[Planned],
+    names: Sequence[str],
+    arguments: Mapping[str, Any],
+    progress: Any = iter,
+) -> Path:
+    """Write images, labels, patients and, as the last step, the YAML.
+
+    Files that are there already with the same content stay; those that an earlier conversion wrote and this one does
+    not are removed.
+
+    Args:
+        out: The folder.
+        planned: The images.
+        names: Class names by index.
+        arguments: What the conversion was asked for, for its record.
+        progress: Wraps the images for a progress bar.
+
+    Returns:
+        Path of `data.yaml`.
+
+    Raises:
+        FileExistsError: If the folder holds something that no conversion wrote.
+    """
+    before = prepare(out)
+    data = out / "data.yaml"
+    data.unlink(missing_ok=True)
+    files = {path for p in planned for path in (_image(p), _label(p))} | {PATIENTS_FILE}
+    record = {"made_by": _MADE_BY, "arguments": dict(arguments)}
+    _write_json(out / _MANIFEST, {**record, "complete": False, "files": sorted(files | before)})
+    for p in progress(planned):
+        image, label = out / _image(p), out / _label(p)
+        for path in (image, label):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        read_picture(p.item).write(image)
+        lines = [f"{cls} " + " ".join(f"{v:.6f}" for v in box) for cls, *box in p.rows]
+        label.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    with (out / PATIENTS_FILE).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image", "patient", "split"))
+        writer.writerows((_image(p), p.patient, p.split) for p in planned)
+    for stale in before - files:
+        path = (out / stale).resolve()
+        if path.is_relative_to(out.resolve()):
+            path.unlink(missing_ok=True)
+    _write_json(out / _MANIFEST, {**record, "complete": True, "files": sorted(files)})
+    parts = [part for part in SPLITS if any(p.split == part for p in planned)]
+    lines = [f"{part}: images/{part}" for part in parts]
+    lines += ["names:", *(f"  {index}: {json.dumps(name, ensure_ascii=False)}" for index, name in enumerate(names))]
+    data.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return data
+
+
+def _image(planned: Planned) -> str:
+    return f"images/{planned.split}/{planned.name}{planned.suffix}"
+
+
+def _label(planned: Planned) -> str:
+    return f"labels/{planned.split}/{planned.name}.txt"
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
