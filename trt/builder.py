@@ -40,7 +40,7 @@ def build_engine(
     *,
     precision: str = "fp16",
     runtime: str = "tensorrt",
-    imgsz: int | Sequence[int] = 640,
+    imgsz: int | Sequence[int] | None = None,
     batch: int = 1,
     dynamic: bool = False,
     end2end: bool = False,
@@ -73,7 +73,8 @@ def build_engine(
         precision: "fp32", "tf32", "fp16", "int8" or "fp8". In the last two convolutions are quantized and the rest is
             FP16.
         runtime: "tensorrt", which builds for the GPU of this machine, or "rtx", which builds on any machine.
-        imgsz: Input size in pixels, one number or (height, width). For an ONNX file of static shape the file decides.
+        imgsz: Input size in pixels, one number or (height, width); by default that of the training, else 640. For an
+            ONNX file of static shape the file decides.
         batch: Batch size; the largest where `dynamic`.
         dynamic: Whether batch and size may change when the engine runs.
         end2end: Whether to build the head that needs no NMS.
@@ -156,8 +157,9 @@ def build_engine(
                 options={k: v for k, v in (options or {}).items() if k != "opset"},
             )
         graph = load_onnx(whole)
-        profile = _profile(graph, as_pair(imgsz), batch, min_batch, min_imgsz, max_imgsz)
-        typed, parity = _typed(graph, whole, wanted, given, calibration, as_pair(imgsz), Path(folder))
+        size = _size(graph, imgsz if from_onnx else None)
+        profile = _profile(graph, size, batch, min_batch, min_imgsz, max_imgsz)
+        typed, parity = _typed(graph, whole, wanted, given, calibration, size, Path(folder))
         target = Path(out) if out is not None else _default_target(source)
         compiled = compile_plan(typed, backend, wanted, profile=profile, expected=_expected(typed, wanted))
         metadata = _metadata(graph, backend, wanted, compiled, profile, parity, whole, typed, batch)
@@ -175,6 +177,17 @@ def build_engine(
 def _default_target(source: str | Path | Model) -> Path:
     """Return `<source>.engine`; a model from a YAML gets its engine in the working directory."""
     return Path(source if isinstance(source, (str, Path)) else name_of(source)).with_suffix(".engine")
+
+
+def _size(graph: Any, imgsz: int | Sequence[int] | None) -> tuple[int, int]:
+    """Input (height, width): the graph's own where it is fixed, else what is asked for or what it was exported with."""
+    height, width = input_shape(graph)[2:]
+    if height is not None and width is not None:
+        if imgsz is not None and as_pair(imgsz) != (height, width):
+            raise ValueError(f"imgsz={imgsz}: the ONNX model has the fixed size {height} x {width}; leave imgsz out")
+        return height, width
+    exported = _literal(metadata_of(graph).get("imgsz", "640"))
+    return as_pair(exported if imgsz is None else imgsz)
 
 
 def _typed(

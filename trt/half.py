@@ -42,13 +42,7 @@ def to_half(model: Any) -> Any:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     keep = sorted(float32_nodes(copy))
-    half = float16.convert_float_to_float16(
-        copy, keep_io_types=True, node_block_list=keep, disable_shape_infer=_is_dynamic(copy)
-    )
+    half = float16.convert_float_to_float16(copy, keep_io_types=True, node_block_list=keep)
     sort_nodes(half)  # the converter appends the casts of inputs behind their users
     onnx.checker.check_model(half)
     return half
-
-
-def _is_dynamic(model: Any) -> bool:
-    return any(d.dim_param for i in model.graph.input for d in i.type.tensor_type.shape.dim)

@@ -52,7 +52,7 @@ def export_onnx(
     model: str | Path | Model,
     out: str | Path | None = None,
     *,
-    imgsz: int | Sequence[int] = 640,
+    imgsz: int | Sequence[int] | None = None,
     batch: int = 1,
     dynamic: bool = False,
     half: bool = False,
@@ -69,7 +69,7 @@ def export_onnx(
     Args:
         model: Checkpoint, or a loaded Ultralytics (or `MedDet`) model.
         out: Where to write; by default beside the checkpoint.
-        imgsz: Input size in pixels, one number or (height, width).
+        imgsz: Input size in pixels, one number or (height, width); by default that of the training, else 640.
         batch: Batch size; the largest one where `dynamic`.
         dynamic: Whether batch and size may change.
         half: Short for ``precision="fp16"``.
@@ -101,7 +101,7 @@ def export_onnx(
     require("onnxruntime")
     network = _load(model)
     target = Path(out) if out is not None else Path(name_of(network)).with_suffix(".onnx")
-    size = as_pair(imgsz)
+    size = _input_size(network, imgsz)
     pictures = _pictures(images, size, _channels(network), precision)
     arguments = {**(options or {}), "nms": _nms_argument(end2end, nms), "imgsz": list(size), "batch": batch}
     with tempfile.TemporaryDirectory(prefix="meddet-onnx-") as folder:
@@ -139,7 +139,7 @@ def export_openvino(
     model: str | Path | Model,
     out: str | Path | None = None,
     *,
-    imgsz: int | Sequence[int] = 640,
+    imgsz: int | Sequence[int] | None = None,
     batch: int = 1,
     dynamic: bool = False,
     half: bool = False,
@@ -153,7 +153,7 @@ def export_openvino(
     Args:
         model: Checkpoint, or a loaded Ultralytics (or `MedDet`) model.
         out: Folder to write; by default `<name>_openvino_model` beside the checkpoint; `YOLO` wants such a name.
-        imgsz: Input size in pixels, one number or (height, width).
+        imgsz: Input size in pixels, one number or (height, width); by default that of the training, else 640.
         batch: Batch size.
         dynamic: Whether batch and size may change.
         half: Whether to store the weights in half precision.
@@ -172,7 +172,7 @@ def export_openvino(
     _check_heads(end2end, nms)
     openvino = require("openvino")
     network = _load(model)
-    size = as_pair(imgsz)
+    size = _input_size(network, imgsz)
     precision = "fp16" if half else "fp32"
     pictures = _pictures(images, size, _channels(network), precision)
     arguments = {**(options or {}), "nms": _nms_argument(end2end, nms), "imgsz": list(size), "batch": batch}
@@ -298,6 +298,18 @@ def name_of(model: Model) -> str:
     """Return the checkpoint's path; a model built from a YAML gets that file's name in the working directory."""
     path = getattr(model.model, "pt_path", None) or getattr(model, "ckpt_path", None)
     return str(path) if path else Path(str(getattr(model, "model_name", None) or "model")).name
+
+
+def _input_size(model: Model, imgsz: int | Sequence[int] | None) -> tuple[int, int]:
+    """Input (height, width), rounded up to the stride as Ultralytics does."""
+    if imgsz is None:
+        trained = getattr(model.model, "args", None) or {}
+        imgsz = (trained.get("imgsz") if isinstance(trained, dict) else None) or 640
+    given, stride = as_pair(imgsz), int(max(model.model.stride))
+    size = (-(-given[0] // stride) * stride, -(-given[1] // stride) * stride)
+    if size != given:
+        LOGGER.warning("imgsz=%s is no multiple of the stride %d: %s is used", list(given), stride, list(size))
+    return size
 
 
 def _channels(model: Model) -> int:
