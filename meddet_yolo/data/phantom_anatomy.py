@@ -55,6 +55,7 @@ class Anatomy:
     body_height: tuple[float, ...]
     body_depth: tuple[float, ...]
     discs: tuple[Disc, ...]  # C2/3 to T4/5; only the first six are labelled
+    slip: tuple[float, ...]  # how far each body from C2 to T5 stands behind the centre line
     marrow: tuple[float, ...]  # signal of the bodies C2 to T5
     marrow_patch: tuple[float, ...]  # change of signal beside the endplates of each disc, below 0 dark, above 0 bright
     spinous_length: tuple[float, ...]
@@ -108,6 +109,7 @@ def draw_anatomy(rng: np.random.Generator, difficulty: float) -> Anatomy:
         body_height=tuple(float(h) for h in heights),
         body_depth=tuple(float(d) for d in depths),
         discs=discs,
+        slip=tuple(float(v) for v in _draw_slip(rng, difficulty)),
         marrow=tuple(float(marrow * f) for f in rng.normal(1.0, 0.035, len(BODIES) + 1)),
         marrow_patch=tuple(
             float(rng.choice([-0.45, 0.35]) if rng.random() < 0.45 * d.degeneration else 0.0) for d in discs
@@ -139,6 +141,13 @@ def draw_anatomy(rng: np.random.Generator, difficulty: float) -> Anatomy:
     )
 
 
+def _draw_slip(rng: np.random.Generator, difficulty: float) -> np.ndarray:
+    """Draw how the bodies stand against one another: a fraction of a millimetre, seldom more (listhesis)."""
+    slip = 0.3 * rng.standard_normal(len(BODIES) + 1)
+    far = rng.random(len(slip)) < 0.12 * difficulty
+    return np.clip(slip + far * rng.normal(0.0, 0.9, len(slip)), -1.6, 1.6)
+
+
 def _draw_discs(rng: np.random.Generator, difficulty: float) -> tuple[Disc, ...]:
     """Draw the ten discs from C2/3 to T4/5."""
     count = len(LEVELS)
@@ -157,7 +166,7 @@ def _draw_discs(rng: np.random.Generator, difficulty: float) -> tuple[Disc, ...]
         if sick:
             discs.append(_herniated_disc(rng, difficulty, height, youth))
         else:
-            worn = rng.random() < (0.05 + 0.5 * difficulty) * (0.4 + 0.8 * age)
+            worn = rng.random() < (0.05 + 0.8 * difficulty) * (0.4 + 0.8 * age)
             discs.append(_normal_disc(rng, difficulty, height, youth, worn))
     return tuple(discs)
 
@@ -170,8 +179,8 @@ def _normal_disc(rng: np.random.Generator, difficulty: float, height: float, you
         nucleus=float(youth * (1 - 0.6 * degeneration) * rng.normal(1.0, 0.05)),
         grade=0,
         extrusion=False,
-        bulge=float(rng.uniform(0.0, 0.25) + degeneration * difficulty * rng.uniform(0.2, 1.4)),
-        reach=float(1.05 * height),
+        bulge=float(rng.uniform(0.0, 0.25) + degeneration * difficulty * rng.uniform(0.4, 2.2)),
+        reach=float(height * rng.uniform(1.0, 1.4)),
         wander=0.0,
         lateral=0.0,
         spread=20.0,
@@ -181,13 +190,13 @@ def _normal_disc(rng: np.random.Generator, difficulty: float, height: float, you
 
 def _herniated_disc(rng: np.random.Generator, difficulty: float, height: float, youth: float) -> Disc:
     """Draw a herniated disc of a random grade."""
-    subtle, severe = 0.10 + 0.40 * difficulty, 0.50 - 0.40 * difficulty
+    subtle, severe = 0.10 + 0.50 * difficulty, 0.45 - 0.40 * difficulty
     grade = 1 + int(rng.choice(3, p=[subtle, 1 - subtle - severe, severe]))
-    least = 2.5 - 0.8 * difficulty  # the most subtle: 2.1 mm at the default
-    low, high = ((least, 2.8), (2.8, 3.9), (3.9, 5.4))[grade - 1]
+    least = 2.3 - 1.2 * difficulty  # the most subtle: 1.7 mm at the default
+    low, high = ((least, least + 0.7), (least + 0.7, 3.6), (3.6, 5.2))[grade - 1]
     bulge = float(rng.uniform(low, high))
     extrusion = bool(rng.random() < (0.0, 0.35, 0.7)[grade - 1])
-    degeneration = float(rng.uniform(0.25 + 0.1 * grade, 0.75 + 0.08 * grade))
+    degeneration = float(rng.uniform(0.30 - 0.4 * difficulty + 0.1 * grade, 0.70 + 0.08 * grade))
     return Disc(
         height=float(height * (1 - 0.30 * degeneration) * rng.normal(1.0, 0.04)),
         nucleus=float(youth * (1 - 0.62 * degeneration) * rng.normal(1.0, 0.05)),
@@ -197,6 +206,6 @@ def _herniated_disc(rng: np.random.Generator, difficulty: float, height: float, 
         reach=float(height * (rng.uniform(1.5, 2.0) if extrusion else rng.uniform(1.15, 1.55))),
         wander=float(rng.normal(0.0, 1.6) if extrusion else rng.normal(0.0, 0.35)),
         lateral=float(rng.uniform(-1.5, 1.5)),
-        spread=float(rng.uniform(6.0, 10.0)),
+        spread=float(rng.uniform(7.0, 11.0)),
         degeneration=degeneration,
     )

@@ -45,10 +45,22 @@ class Palette:
 
 
 class Canvas:
-    """A tissue map, uint8 of shape (side, side), over a square of the patient's sagittal plane."""
+    """A tissue map over a square of the patient's sagittal plane.
 
-    def __init__(self, column: Column, side: int, cell: float, corner: tuple[float, float], turn: float) -> None:
-        """Start with air.
+    Outlines are collected and filled when `map` is read: placing many points at once is far cheaper than outline by
+    outline.
+    """
+
+    def __init__(
+        self,
+        column: Column,
+        side: int,
+        cell: float,
+        corner: tuple[float, float],
+        turn: float,
+        base: np.ndarray | None = None,
+    ) -> None:
+        """Start with air or a copy of another map.
 
         Args:
             column: The patient's column, in whose coordinates everything is drawn.
@@ -56,10 +68,28 @@ class Canvas:
             cell: Width of a cell in millimetres.
             corner: (x, y) of the upper left corner, before the square is turned about the patient's origin.
             turn: Angle of the square in radians.
+            base: Tissue map to draw over, uint8 of shape (side, side).
         """
-        self.map = np.zeros((side, side), np.uint8)
         self.column = column
+        self._map = np.zeros((side, side), np.uint8) if base is None else base.copy()
         self._cell, self._corner, self._turn = cell, np.array(corner), (np.cos(turn), np.sin(turn))
+        self._waiting: list[tuple[np.ndarray, int]] = []
+
+    @property
+    def map(self) -> np.ndarray:
+        """The tissue map, uint8 of shape (side, side)."""
+        if self._waiting:
+            points = np.concatenate([outline for outline, _ in self._waiting])
+            # OpenCV's fixed-point numbers put (0, 0) into the middle of the first cell.
+            cells = np.clip(self.place(self.column.points(points)) - 0.5, -4000.0, 8000.0)
+            fixed = np.round(cells * (1 << _FRACTION_BITS)).astype(np.int32)
+            start = 0
+            for outline, tissue in self._waiting:
+                stop = start + len(outline)
+                cv2.fillPoly(self._map, [fixed[start:stop]], tissue, cv2.LINE_8, _FRACTION_BITS)
+                start = stop
+            self._waiting.clear()
+        return self._map
 
     def place(self, xy: np.ndarray) -> np.ndarray:
         """Return points of the patient's plane, shape (N, 2), as (column, row) in cells; (0, 0) is a corner."""
@@ -67,18 +97,9 @@ class Canvas:
         turned = np.stack([xy[:, 0] * cos - xy[:, 1] * sin, xy[:, 0] * sin + xy[:, 1] * cos], 1)
         return (turned * self.column.anatomy.scale - self._corner) / self._cell
 
-    def _fixed(self, xy: np.ndarray) -> np.ndarray:
-        """Return points in OpenCV's fixed-point numbers, which put (0, 0) into the middle of the first cell."""
-        cells = np.clip(self.place(xy) - 0.5, -4000.0, 8000.0)
-        return np.round(cells * (1 << _FRACTION_BITS)).astype(np.int32)
-
-    def fill_xy(self, outline: np.ndarray, tissue: int) -> None:
-        """Fill an outline given in the patient's plane."""
-        cv2.fillPoly(self.map, [self._fixed(outline)], tissue, cv2.LINE_8, _FRACTION_BITS)
-
     def fill(self, outline: np.ndarray, tissue: int) -> None:
-        """Fill an outline given in the column's coordinates (s, d)."""
-        self.fill_xy(self.column.points(outline), tissue)
+        """Fill an outline given in the column's coordinates (s, d), shape (N, 2)."""
+        self._waiting.append((outline, tissue))
 
     def blob(self, controls: Sequence[Any] | np.ndarray, tissue: int) -> None:
         """Fill the smooth closed curve through control points (s, d)."""
@@ -91,9 +112,9 @@ class Canvas:
 
     def line(self, controls: Sequence[Any] | np.ndarray, width: float, tissue: int) -> None:
         """Draw a smooth line through control points (s, d), `width` millimetres wide."""
-        points = smooth_open(np.asarray(controls, float))
-        ahead = np.diff(points, axis=0)
-        ahead = np.concatenate([ahead, ahead[-1:]])
-        length = np.maximum(np.hypot(ahead[:, 0], ahead[:, 1]), 1e-9)
-        aside = 0.5 * width * np.stack([-ahead[:, 1], ahead[:, 0]], 1) / length[:, None]
+        points = smooth_open(np.asarray(controls, float), 4)
+        aside = np.empty_like(points)
+        aside[:-1, 0], aside[:-1, 1] = points[:-1, 1] - points[1:, 1], points[1:, 0] - points[:-1, 0]
+        aside[-1] = aside[-2]
+        aside *= 0.5 * width / np.maximum(np.hypot(aside[:, 0], aside[:, 1]), 1e-9)[:, None]
         self.fill(np.concatenate([points + aside, (points - aside)[::-1]]), tissue)

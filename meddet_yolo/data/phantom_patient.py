@@ -75,8 +75,7 @@ class Patient:
         draw_surroundings(base, Plane(offset, p.slope), kinds)
         maps = []
         for depth in (-0.25 * p.thickness, 0.25 * p.thickness):
-            canvas = self._canvas()
-            canvas.map[:] = base.map
+            canvas = self._canvas(base.map)
             draw_column(canvas, Plane(offset + depth, p.slope), kinds)
             maps.append(canvas.map)
         return wrinkle(maps, rng), palette, kinds
@@ -113,18 +112,19 @@ class Patient:
     def _corner(self) -> tuple[float, float]:
         """The image's upper left corner, as a canvas takes it."""
         p = self.protocol
-        canvas = Canvas(self.column, 1, 1.0, (0.0, 0.0), p.turn)
+        canvas = Canvas(self.column, 0, 1.0, (0.0, 0.0), p.turn)
         x, y = canvas.place(self.column.points(np.array([p.aim])))[0] - 0.5 * p.fov
         return float(x), float(y)
 
-    def _canvas(self) -> Canvas:
-        """Return an empty tissue map over the field of view."""
-        return Canvas(self.column, _SIDE, self.protocol.fov / _SIDE, self._corner, self.protocol.turn)
+    def _canvas(self, base: np.ndarray | None = None) -> Canvas:
+        """Return a tissue map over the field of view, empty or a copy."""
+        return Canvas(self.column, _SIDE, self.protocol.fov / _SIDE, self._corner, self.protocol.turn, base)
 
     def _boxes(self, maps: list[np.ndarray], kinds: Tissues) -> np.ndarray:
         """Return the boxes around the cells of each labelled disc, shape (6, 4), in fractions of the side."""
         middles = self.column.discs[: len(LEVELS)].mean(1)
-        centres = self._canvas().place(self.column.points(np.stack([middles, np.zeros_like(middles)], 1)))
+        canvas = Canvas(self.column, 0, self.protocol.fov / _SIDE, self._corner, self.protocol.turn)
+        centres = canvas.place(self.column.points(np.stack([middles, np.zeros_like(middles)], 1)))
         reach = _SEARCH * _SIDE / self.protocol.fov
         boxes = np.zeros((len(LEVELS), 4))
         for number, centre in enumerate(centres):

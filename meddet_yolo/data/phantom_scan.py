@@ -45,16 +45,16 @@ class Protocol:
 
 def draw_protocol(rng: np.random.Generator, difficulty: float) -> Protocol:
     """Draw how a patient is scanned; noise and artefacts grow with `difficulty` (0 to 1)."""
-    read = int(rng.choice([320, 352, 384, 416, 448]))
-    phase = int(2 * round(0.5 * read * rng.uniform(0.65, 0.95)))
+    read = int(rng.choice([256, 288, 320, 352, 384, 448]))
+    phase = int(2 * round(0.5 * read * rng.uniform(0.65, 0.92)))
     strength = 0.35 + 1.3 * difficulty
     return Protocol(
         fov=float(rng.uniform(185.0, 250.0)),
         matrix=(phase, read),
         phase_vertical=bool(rng.random() < 0.65),
         window_filter=float(rng.uniform(0.1, 0.8)),
-        noise=float(strength * rng.uniform(0.008, 0.030)),
-        ghost=float(strength * rng.gamma(1.2, 0.018)),
+        noise=float(strength * rng.uniform(0.012, 0.045)),
+        ghost=float(strength * rng.gamma(1.2, 0.028)),
         ghost_period=float(rng.uniform(3.0, 14.0)),
         coil=tuple(float(v) for v in (rng.uniform(0.35, 1.3), *rng.uniform(-0.18, 0.18, 3))),
         saturation=float(rng.uniform(0.12, 0.5) if rng.random() < 0.35 else 1.0),
@@ -63,7 +63,7 @@ def draw_protocol(rng: np.random.Generator, difficulty: float) -> Protocol:
         white=float(rng.uniform(0.78, 1.05)),
         centre=float(rng.uniform(-1.2, 1.2)),
         gap=float(rng.uniform(1.8, 2.8)),
-        thickness=float(rng.uniform(1.2, 2.6)),
+        thickness=float(rng.uniform(2.0, 4.5)),
         slope=float(rng.uniform(-0.015, 0.015)),
         turn=float(rng.normal(0.0, 0.04)),
         aim=(float(rng.normal(47.0, 6.0)), float(rng.normal(0.0, 6.0))),
@@ -101,11 +101,15 @@ def wrinkle(maps: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray
     side = GRID * FINE
     moved = np.empty((side, side, 2), np.int16)
     places = np.arange(side, dtype=float)
+    narrow = side // 14
     for axis, place in enumerate((places[None], places[:, None])):
-        wide, narrow = rng.standard_normal((side // 60, side // 60)), rng.standard_normal((side // 14, side // 14))
-        shift = 1.1 * cv2.resize(wide, (side, side), interpolation=cv2.INTER_CUBIC)
-        shift += 0.8 * cv2.resize(narrow, (side, side), interpolation=cv2.INTER_CUBIC)
-        moved[..., axis] = np.rint(shift + place)
+        wide = cv2.resize(
+            rng.standard_normal((side // 60, side // 60)), (narrow, narrow), interpolation=cv2.INTER_CUBIC
+        )
+        shift = np.add(1.1 * wide, 0.8 * rng.standard_normal((narrow, narrow)))
+        whole = cv2.resize(shift, (side, side), interpolation=cv2.INTER_CUBIC)
+        whole += place
+        moved[..., axis] = np.rint(whole, out=whole)
     nowhere = np.empty(0)  # the second map is for fractions
     return [cv2.remap(m, moved, nowhere, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE) for m in maps]
 
@@ -117,8 +121,8 @@ def _signal(maps: list[np.ndarray], palette: Palette, protocol: Protocol) -> np.
     axis = 1 if protocol.phase_vertical else 0
     total = np.zeros((GRID, GRID))
     for tissue in maps:
-        part = cv2.LUT(tissue, water) + np.roll(cv2.LUT(tissue, fat), protocol.chemical_shift, axis)
-        total += cv2.resize(part, (GRID, GRID), interpolation=cv2.INTER_AREA)
+        for table, seen in ((water, tissue), (fat, np.roll(tissue, protocol.chemical_shift, axis))):
+            total += cv2.resize(cv2.LUT(seen, table), (GRID, GRID), interpolation=cv2.INTER_AREA)
     return total / len(maps)
 
 
@@ -162,25 +166,34 @@ def _shading(protocol: Protocol, rng: np.random.Generator) -> np.ndarray:
 
 
 def _acquire(signal: np.ndarray, protocol: Protocol, rng: np.random.Generator) -> np.ndarray:
-    """Sample k-space on the matrix, disturb it and reconstruct the magnitude image, shape (512, 512)."""
+    """Sample k-space on the matrix, disturb it and reconstruct the magnitude image, shape (512, 512).
+
+    Frequencies stay in the FFT's own order: from 0 up, then the negative ones.
+    """
     phase, read = protocol.matrix
     rows, columns = (phase, read) if protocol.phase_vertical else (read, phase)
-    middle = GRID // 2
-    full = np.fft.fftshift(np.fft.fft2(signal, norm="forward"))
-    k = full[middle - rows // 2 : middle + rows // 2, middle - columns // 2 : middle + columns // 2].copy()
+    k = np.fft.fft(signal, axis=1, norm="forward")[:, _low(columns, GRID)]
+    k = np.fft.fft(k, axis=0, norm="forward")[_low(rows, GRID)]
     if protocol.ghost:
-        steps = np.arange(phase)
+        steps = np.fft.ifftshift(np.arange(phase))
         beat = np.exp(1j * protocol.ghost * np.sin(2 * np.pi * steps / protocol.ghost_period + rng.uniform(0, 6.28)))
         beat = beat * (1 + 0.5 * protocol.ghost * rng.standard_normal(phase))
         k *= beat[:, None] if protocol.phase_vertical else beat[None]
     # White noise in the image has the same strength at every sample of k-space.
-    spread = protocol.noise / np.sqrt(rows * columns)
-    k += spread * (rng.standard_normal(k.shape) + 1j * rng.standard_normal(k.shape))
+    noise = rng.standard_normal((2, rows, columns)) * (protocol.noise / np.sqrt(rows * columns))
+    k.real += noise[0]
+    k.imag += noise[1]
     taper = 0.46 * protocol.window_filter
     for axis, count in enumerate((rows, columns)):
-        window = 1 - taper + taper * np.cos(np.pi * (np.arange(count) - count // 2) / (count // 2))
+        window = 1 - taper + taper * np.cos(2 * np.pi * np.fft.fftfreq(count))
         k *= window[:, None] if axis == 0 else window[None]
-    padded = np.zeros((_RECON, _RECON), complex)
-    top, left = _RECON // 2 - rows // 2, _RECON // 2 - columns // 2
-    padded[top : top + rows, left : left + columns] = k
-    return np.abs(np.fft.ifft2(np.fft.ifftshift(padded), norm="forward"))
+    tall = np.zeros((_RECON, columns), complex)
+    tall[_low(rows, _RECON)] = k
+    full = np.zeros((_RECON, _RECON), complex)
+    full[:, _low(columns, _RECON)] = np.fft.ifft(tall, axis=0, norm="forward")
+    return np.abs(np.fft.ifft(full, axis=1, norm="forward"))
+
+
+def _low(count: int, size: int) -> np.ndarray:
+    """Return where the `count` lowest frequencies, an even number, stand among `size`."""
+    return np.concatenate([np.arange(count // 2), np.arange(size - count // 2, size)])

@@ -64,23 +64,12 @@ class Column:
         out[:, 1] = np.interp(at, s, y) - sd[:, 1] * np.sin(angle)
         return out
 
-    def lean(self, s: float) -> float:
-        """Return the column's lean at `s` in radians."""
-        return float(np.interp(s, self._line[0], self._line[1]))
-
-    def rigid(self, s: float, sd: np.ndarray) -> np.ndarray:
-        """Return (x, y) of points given relative to (s, 0) in the straight frame of a body there."""
-        angle = self.lean(s)
-        sin, cos = np.sin(angle), np.cos(angle)
-        x = sd[:, 0] * sin + sd[:, 1] * cos
-        y = sd[:, 0] * cos - sd[:, 1] * sin
-        return np.stack([x, y], 1) + self.points(np.array([[s, 0.0]]))
-
     def rear_wall(self, s: np.ndarray) -> np.ndarray:
         """Return the `d` of the line along the bodies' rear walls."""
         middles = self.bodies.mean(1)
         depth = np.interp(s, np.concatenate([[-36.0, -22.0], middles]), np.concatenate([[10.4, 13.5], self.depths]))
-        return 0.5 * depth
+        slip = np.interp(s, middles, np.array(self.anatomy.slip))
+        return 0.5 * depth + slip
 
     def bulge(self, s: np.ndarray, z: np.ndarray) -> np.ndarray:
         """Return how far the discs reach behind that line, for positions `s` and sideways offsets `z`."""
@@ -135,7 +124,7 @@ def ellipse(s: float, d: float, rs: float, rd: float, turn: float = 0.0, points:
 
 
 def body_outline(height: float, depth: float, waist: float, lip: float, grow: float = 0.0) -> np.ndarray:
-    """Return a vertebral body's outline around its middle in the straight frame (s, d).
+    """Return a vertebral body's outline around its middle, as (s, d).
 
     Args:
         height: From endplate to endplate at the rim.

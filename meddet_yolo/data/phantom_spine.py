@@ -176,19 +176,20 @@ def _bodies(canvas: Canvas, t: Tissues, rng: np.random.Generator) -> None:
         below = a.discs[number].degeneration if number < len(a.discs) else 0.0
         size = (heights[number], column.depths[number])
         waist, lip = 0.55 + 0.25 * rng.random(), 2.0 * max(above, below, 0.15) ** 2
-        s0 = float(middles[number])
-        canvas.fill_xy(column.rigid(s0, body_outline(*size, waist, lip, 0.62)), t.cortex)
-        canvas.fill_xy(column.rigid(s0, body_outline(*size, waist, lip, -0.18)), t.marrow[number])
+        place = np.array([middles[number], a.slip[number]])
+        canvas.fill(body_outline(*size, waist, lip, 0.62) + place, t.cortex)
+        canvas.fill(body_outline(*size, waist, lip, -0.18) + place, t.marrow[number])
         for disc, side in ((number - 1, -1.0), (number, 1.0)):
             if disc < len(a.discs) and a.marrow_patch[disc]:
                 edge = side * (0.5 * heights[number] - 1.9)
                 patch = ellipse(edge, rng.uniform(-2, 2), 1.3, 0.36 * column.depths[number])
-                canvas.fill_xy(column.rigid(s0, patch), t.patch[disc])
+                canvas.fill(patch + place, t.patch[disc])
         # Vein that leaves the body in the middle of its rear wall.
         d = 0.5 * column.depths[number] - 0.8
         deep = rng.uniform(1.5, 4.0)
         vein = np.array([(-0.5, d), (-0.15, d - deep), (0.15, d - deep), (0.5, d)])
-        canvas.fill_xy(column.rigid(s0 + rng.normal(0, 0.4), vein), t.vein if rng.random() < 0.6 else t.ligament)
+        place[0] += rng.normal(0, 0.4)
+        canvas.fill(vein + place, t.vein if rng.random() < 0.6 else t.ligament)
 
 
 def _axis(depth: float, g: float) -> np.ndarray:
@@ -208,8 +209,9 @@ def _discs(canvas: Canvas, plane: Plane, t: Tissues) -> None:
     for number, (disc, (top, bottom)) in enumerate(zip(column.anatomy.discs, column.discs, strict=True)):
         middle, half = 0.5 * (top + bottom), 0.5 * (bottom - top)
         depth = 0.5 * (column.depths[number] + column.depths[number + 1])
-        front = -0.5 * depth - 0.35 - 0.5 * disc.degeneration
-        rear = 0.5 * depth
+        slip = 0.5 * (column.anatomy.slip[number] + column.anatomy.slip[number + 1])
+        front = slip - 0.5 * depth - 0.35 - 0.5 * disc.degeneration
+        rear = slip + 0.5 * depth
         h = max(half - 0.42, 0.9)
         flat = np.array([(middle - 0.80 * h, front + 0.2), (middle - 1.12 * h, front + 0.35 * depth),
                          (middle - 1.10 * h, rear - 0.35 * depth), (middle - 0.85 * h, rear - 0.3),
@@ -219,9 +221,11 @@ def _discs(canvas: Canvas, plane: Plane, t: Tissues) -> None:
                          (middle, front - 0.5)])  # fmt: skip
         canvas.blob(flat, t.annulus[number])
         for size, tissue in ((1.0, t.inner), (0.86, t.transition), (0.66, t.nucleus)):
-            canvas.fill(_cushion(middle, 0.03 * depth, size * 0.92 * h, (0.30 + 0.12 * size) * depth), tissue[number])
+            canvas.fill(
+                _cushion(middle, slip + 0.03 * depth, size * 0.92 * h, (0.30 + 0.12 * size) * depth), tissue[number]
+            )
         if disc.degeneration < 0.2 and disc.nucleus > 0.45:  # cleft of a young nucleus
-            canvas.line([(middle, -0.2 * depth), (middle + 0.1, 0.2 * depth)], 0.35, t.transition[number])
+            canvas.line([(middle, slip - 0.2 * depth), (middle + 0.1, slip + 0.2 * depth)], 0.35, t.transition[number])
         _protrusion(canvas, plane, t, number, rear)
 
 

@@ -26,6 +26,8 @@ from meddet_yolo.data.phantom_patient import NAMES
 from meddet_yolo.data.phantom_study import PatientPlan, Study
 
 MANIFEST = "phantom.json"
+# Runs of equal bytes only: for noisy images as small as more search, in half the time.
+_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 _PATIENTS_A_WORKER = 16  # fewer are not worth starting a process for
 
 
@@ -77,7 +79,7 @@ def make_patient(root: str, study: Study, place: PatientPlan) -> dict[str, Any]:
         lines = []
         for cls, (x1, y1, x2, y2) in zip(patient.classes(), scanned.boxes, strict=True):
             lines.append(f"{cls} {(x1 + x2) / 2:.6f} {(y1 + y2) / 2:.6f} {x2 - x1:.6f} {y2 - y1:.6f}\n")
-        ok, png = cv2.imencode(".png", scanned.image, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+        ok, png = cv2.imencode(".png", scanned.image, _PNG)
         if not ok:
             raise OSError(f"could not encode the image {stem}.png")
         hashes = {
