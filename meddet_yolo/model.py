@@ -9,6 +9,7 @@ from ultralytics import YOLO
 
 from meddet_yolo import registry
 from meddet_yolo.data.mri_noise import MRINoiseConfig
+from meddet_yolo.data.shipped import find_data
 from meddet_yolo.distill.config import DistillConfig
 from meddet_yolo.evaluate.validator import MedDetValidator
 from meddet_yolo.predictor import MedDetPredictor, VolumeSource
@@ -94,6 +95,8 @@ class MedDet(YOLO):
         if noise is None:
             if sigma is not None:
                 raise ValueError(f"sigma={sigma} needs a noise: add noise=rician, or another of `meddet help`")
+            if kwargs.get("data") is not None:
+                kwargs["data"] = find_data(kwargs["data"])
             return super().val(validator, **kwargs)
         from meddet_yolo.evaluate.noise import STRENGTHS, noise_robustness
 

@@ -28,6 +28,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from meddet_yolo.data.dataset import build_dataset
 from meddet_yolo.data.labels import label_problem
 from meddet_yolo.data.mri_noise import MRINoiseConfig
+from meddet_yolo.data.shipped import find_data
 from meddet_yolo.data.volumes import Skipped
 from meddet_yolo.distill.config import DistillConfig
 from meddet_yolo.distill.distiller import DetectorOutput, MedDetDistiller, match_levels
@@ -121,6 +122,8 @@ class DistillTrainer(DetectionTrainer):
         self._given_models: list[nn.Module] = []
         if "teachers" in overrides:
             overrides["teachers"] = self._name_teachers(overrides["teachers"])
+        if "data" in overrides:
+            overrides["data"] = find_data(overrides["data"])
         resuming = bool(overrides.get("resume"))
         config = DistillConfig.from_dict({k: v for k, v in overrides.items() if k in DistillConfig.keys()})
         if not resuming:

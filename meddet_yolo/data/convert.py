@@ -6,6 +6,7 @@ import functools
 import hashlib
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -85,8 +86,8 @@ def convert(
             the image's path; `folder` for the folder it lies in; or `image` if no two files are of one patient. By
             default a column or key that is named so, BIDS's `sub-...`, or the patient ID of a DICOM file.
         split: `given` keeps the parts that the source has, `new` makes them; `auto` keeps them where it has them.
-        val: Share of the patients for validation, in (0, 1).
-        test: Share of the patients for the test part, in [0, 1).
+        val: Patients for validation: a share in (0, 1), or their number.
+        test: Patients for the test part: a share in [0, 1), or their number.
         seed: Seed of a new split.
         classes: Class names in the wanted order; boxes of others are left out. For masks, `{1: herniation, 2: normal}`
             or a list of the names of the labels 1, 2, ...
@@ -169,9 +170,10 @@ def _check_arguments(split: str, val: float, test: float, seed: int, min_area: i
     if split not in ("auto", "given", "new"):
         raise ValueError(f"split={split!r} is unknown: expected auto, given or new")
     for name, value in (("val", val), ("test", test)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-            raise ValueError(f"{name}={value!r} is no share: expected a number from 0 to below 1")
-    if val == 0 or val + test >= 1:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not (0 <= value < 1 or (value >= 1 and value == int(value))):
+            raise ValueError(f"{name}={value!r}: expected a share from 0 to below 1, or a number of patients")
+    if val == 0 or (val < 1 and test < 1 and val + test >= 1):
         raise ValueError(f"val={val:g} and test={test:g} must leave patients for validation and for training")
     for name, value, least in (("seed", seed, 0), ("min_area", min_area, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -241,7 +243,7 @@ def _progress(what: str) -> Any:
     """Return what wraps a sequence with a progress bar."""
     from ultralytics.utils import TQDM
 
-    return functools.partial(TQDM, desc=what)
+    return functools.partial(TQDM, desc=what, file=sys.stderr)
 
 
 # Patients -------------------------------------------------------------------------------------------------------------
@@ -407,7 +409,7 @@ def _assign(
             p.patient = pseudonym[str(p.item.patient)]
     leaks: list[str] = []
     if split == "new":
-        _split_anew(planned, {"train": 1 - val - test, "val": val, "test": test}, seed)
+        _split_anew(planned, {"val": val, "test": test}, seed)
     elif known:
         try:
             check_leakage((str(p.item.patient), p.split) for p in planned)
@@ -421,13 +423,20 @@ def _assign(
     if not check and "train" in parts and "val" not in parts:
         if not known:
             raise ValueError("the given split has no validation part, and without patient= none can be made")
-        _split_anew([p for p in planned if p.split == "train"], {"train": 1 - val, "val": val}, seed)
-        collection.notes.append(f"the given split has no validation part: {val:.0%} of its training patients taken")
+        _split_anew([p for p in planned if p.split == "train"], {"val": val}, seed)
+        taken = len({p.patient for p in planned if p.split == "val"})
+        collection.notes.append(f"the given split has no validation part: {taken} of its training patients taken")
     return leaks
 
 
-def _split_anew(planned: Sequence[Planned], shares: Mapping[str, float], seed: int) -> None:
-    """Assign the images' patients to parts that are alike in images, empty images and boxes of each class."""
+def _split_anew(planned: Sequence[Planned], held_back: Mapping[str, float], seed: int) -> None:
+    """Assign the images' patients to parts that are alike in images, empty images and boxes of each class.
+
+    Args:
+        planned: The images.
+        held_back: For each part but training the share of the patients, or their number; the others are for training.
+        seed: Seed of the split.
+    """
     counts: dict[str, Counter[Any]] = {}
     for p in planned:
         count = counts.setdefault(str(p.item.patient), Counter())
@@ -436,6 +445,11 @@ def _split_anew(planned: Sequence[Planned], shares: Mapping[str, float], seed: i
         count.update(row[0] for row in p.rows)
     keys = sorted({key for count in counts.values() for key in count}, key=str)
     table = {patient: [count[key] for key in keys] for patient, count in counts.items()}
-    parts = split_patients(table, shares, seed=seed)
+    shares = {part: value / len(table) if value >= 1 else value for part, value in held_back.items()}
+    rest = 1 - sum(shares.values())
+    if rest <= 0:
+        wanted = " and ".join(f"{part}={value:g}" for part, value in held_back.items())
+        raise ValueError(f"{wanted} leave none of {len(table)} patients for training")
+    parts = split_patients(table, {"train": rest, **shares}, seed=seed)
     for p in planned:
         p.split = parts[str(p.item.patient)]

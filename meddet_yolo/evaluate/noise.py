@@ -19,6 +19,7 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import LOGGER
 
 from meddet_yolo.data.mri_noise import NOISES, add_noise, check_noise, image_generator
+from meddet_yolo.data.shipped import find_data
 from meddet_yolo.evaluate.validator import MedDetValidator
 
 __all__ = ["STRENGTHS", "NoiseReport", "NoiseResult", "noise_robustness"]
@@ -114,7 +115,7 @@ def noise_robustness(
             check_noise(kind, strength)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
-    loaded = _load(models)
+    loaded, data = _load(models), find_data(data)
     check_det_dataset(str(data), split=str(options.get("split") or "val"))  # before a folder is made
     save_dir = _run_folder(options)
     context = {
