@@ -12,6 +12,7 @@ from meddet_yolo.data.mri_noise import MRINoiseConfig
 from meddet_yolo.data.shipped import find_data
 from meddet_yolo.distill.config import DistillConfig
 from meddet_yolo.evaluate.validator import MedDetValidator
+from meddet_yolo.exporter import EXPORT_KEYS, FORMATS, export
 from meddet_yolo.predictor import MedDetPredictor, VolumeSource
 from meddet_yolo.trainer import DistillTrainer
 
@@ -22,7 +23,7 @@ OWN_KEYS: dict[str, frozenset[str]] = {
     "train": DistillConfig.keys() | MRINoiseConfig.keys(),
     "val": frozenset({"noise", "sigma"}),
     "predict": frozenset({"slices", "window", "sr"}),
-    "export": frozenset(),
+    "export": EXPORT_KEYS,
 }
 
 registry.register()
@@ -103,6 +104,31 @@ class MedDet(YOLO):
         data = kwargs.pop("data", None) or self._val_data()
         name = Path(self.ckpt_path or self.model_name).stem
         return noise_robustness({name: self}, data, noise=noise, sigma=STRENGTHS if sigma is None else sigma, **kwargs)
+
+    def export(self, **kwargs: Any) -> str:
+        """Export as `YOLO.export` does; engines, ONNX and OpenVINO behind a parity gate and in more ways.
+
+        Args:
+            **kwargs: As in `YOLO.export`. For ``format="engine"``, "onnx" and "openvino" also `precision` ("fp32",
+                "fp16", "int8", "fp8"), `end2end`, `calibration`, `calibration_images`, `out`, and for engines `runtime`
+                ("tensorrt" or "rtx") and the other keys of `meddet_yolo.trt.builder.build_engine`.
+
+        Returns:
+            The path of what was written.
+
+        Raises:
+            ParityError: If the export differs from this model; nothing is written.
+            PrecisionError: If an engine has not the precision that was asked for; nothing is written.
+            ValueError: If a key does not fit the format.
+        """
+        form = str(kwargs.get("format", "torchscript")).lower()
+        if form in FORMATS and self.task == "detect":
+            self._check_is_pytorch_model()
+            return export(self, **kwargs)
+        wrong = sorted(EXPORT_KEYS & kwargs.keys() - {"end2end"})
+        if wrong:
+            raise ValueError(f"{wrong[0]}= is for format=engine, onnx or openvino, not for format={form}")
+        return str(super().export(**kwargs))
 
     def tune(self, *args: Any, **kwargs: Any) -> Any:
         """Tune hyperparameters without teachers, as `YOLO.tune` does.

@@ -357,6 +357,7 @@ def as_capabilities(value: Any) -> tuple[str, ...]:
     found = []
     for item in items:
         text = str(item).strip().lower().removeprefix("sm").removeprefix("_")
-        text = text if "." in text else f"{text[:-1]}.{text[-1]}" if len(text) > 1 and text.isdigit() else f"{text}.0"
+        if "." not in text:  # 86 and 120 are written without the point, 12 is 12.0
+            text = f"{text[:-1]}.{text[-1]}" if text.isdigit() and int(text) >= 50 else f"{text}.0"
         found.append(text)
     return tuple(dict.fromkeys(found))

@@ -10,6 +10,8 @@ work to the original and leaves models without our layers alone:
 - `BaseModel.load` (`weights.py`): says which tensors of pretrained weights were transferred and which were not.
 - `DetectionModel.init_criterion`: a head that brings its own training loss is asked for it.
 
+And the class that runs `.engine` files makes room for one that also knows TensorRT-RTX (`meddet_yolo/backend.py`).
+
 `tests/test_canary.py` fails with a clear message when a new Ultralytics changes what this package leans on.
 
 Importing this package imports neither torch nor Ultralytics: an engine must run in a container that has neither.
@@ -35,6 +37,7 @@ from meddet_yolo.registry.weights import TransferReport, transfer_report, wrap_l
 __all__ = ["TransferReport", "load_detector", "register", "resolve_model_yaml", "transfer_report"]
 
 _TASKS = "ultralytics.nn.tasks"
+_AUTOBACKEND = "ultralytics.nn.autobackend"
 _HOLDERS = ("ultralytics.nn", "ultralytics.engine.model")  # modules that import the wrapped functions by name
 _LAYERS = tuple(f"meddet_yolo.nn.{name}" for name in ("blocks", "heads", "gfl", "backbones", "shufflenet"))
 _lock = threading.RLock()
@@ -53,17 +56,21 @@ def register() -> None:
         'NmODE2Detect'
     """
     with _lock:
-        if _TASKS in sys.modules:
-            _patch(importlib.import_module(_TASKS))  # waits for a thread that is still importing it
-        elif not any(isinstance(finder, _PatchWhenImported) for finder in sys.meta_path):
+        waiting = False
+        for name, patch in _PATCHES.items():
+            if name in sys.modules:
+                patch(importlib.import_module(name))  # waits for a thread that is still importing it
+            else:
+                waiting = True
+        if waiting and not any(isinstance(finder, _PatchWhenImported) for finder in sys.meta_path):
             sys.meta_path.insert(0, _PatchWhenImported())
 
 
 class _PatchWhenImported(MetaPathFinder):
-    """Import hook that applies our wrappers right after Ultralytics' parser has been executed."""
+    """Import hook that applies our wrappers right after a module of Ultralytics has been executed."""
 
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != _TASKS:
+        if fullname not in _PATCHES:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
         spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
@@ -72,7 +79,7 @@ class _PatchWhenImported(MetaPathFinder):
 
             def run_and_patch(module: ModuleType) -> None:
                 run(module)
-                _patch(module)
+                _PATCHES[fullname](module)
 
             spec.loader.exec_module = run_and_patch  # type: ignore[method-assign]  # of this one loader object
         return spec
@@ -101,6 +108,14 @@ def _patch(tasks: ModuleType) -> None:
                 setattr(cls, name, wrapper)
     for name in _LAYERS:  # each allows its own layers; one that is just importing Ultralytics gets there afterwards
         importlib.import_module(name)
+
+
+def _patch_autobackend(autobackend: ModuleType) -> None:
+    """Let Ultralytics run engines of TensorRT-RTX."""
+    importlib.import_module("meddet_yolo.backend").install()
+
+
+_PATCHES: dict[str, Callable[[ModuleType], None]] = {_TASKS: _patch, _AUTOBACKEND: _patch_autobackend}
 
 
 def _wrap_init_criterion(original: Callable[..., Any]) -> Callable[..., Any]:
