@@ -96,7 +96,15 @@ def _run_steps(run: _Run, epochs: int, imgsz: int, patients: int, seed: int, dev
     weights = {name: out / f"{name}.pt" for name in (*TEACHERS, "student-alone", "student-distilled")}
 
     work: Callable[[], Any] = partial(
-        generate_phantom, data.parent, patients, seed, imgsz, slices=3, val_fraction=0.25, test_fraction=0.0
+        generate_phantom,
+        data.parent,
+        patients,
+        seed,
+        imgsz,
+        preset="tiny",
+        slices=3,
+        val_fraction=0.25,
+        test_fraction=0.0,
     )
     run.step(f"generate the images of {patients} patients", data, work)
     for name, layout in TEACHERS.items():

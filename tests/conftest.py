@@ -45,11 +45,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data.yaml of a few generated 64-px spine images: 6 for training, 2 for validation, classes herniation, normal."""
+    """The data.yaml of a few generated spine images of 64 px: 6 for training, 2 for validation, two classes."""
     from meddet_yolo.data.phantom import generate_phantom
 
     folder = tmp_path_factory.mktemp("tiny") / "data"
-    return generate_phantom(folder, patients=4, imgsz=64, val_fraction=0.25, test_fraction=0.0)
+    return generate_phantom(folder, preset="tiny", patients=4, imgsz=64, val_fraction=0.25, test_fraction=0.0)
 
 
 @pytest.fixture(scope="session")

@@ -333,7 +333,7 @@ def test_settings_are_changed_and_kept(capsys):
 def test_phantom_draws_a_data_set(tmp_path, capsys):
     assert cli.main(["phantom", f"out={tmp_path / 'd'}", "patients=2", "imgsz=48"]) == 0
     assert capsys.readouterr().out.strip() == f"data={tmp_path / 'd' / 'data.yaml'}"
-    assert len(list((tmp_path / "d").rglob("*.png"))) == 6
+    assert len(list((tmp_path / "d").rglob("*.png"))) == 4
 
 
 # The whole way, as a user takes it

@@ -45,7 +45,8 @@ def generate_phantom(
         patients: Number of patients, at least 2; by default the preset's.
         seed: Seed of everything random, at least 0.
         imgsz: Side of the square images in pixels, 32 to 2048; by default the preset's.
-        preset: `paper` (914 patients, 1,848 images of 512 pixels), `small` (240, 256) or `tiny` (24, 160).
+        preset: `paper` (914 patients, 1,848 images of 512 pixels, field of view 185 to 250 mm), `small` (240 patients,
+            256 pixels, 160 to 200 mm) or `tiny` (24 patients, 160 pixels, 140 to 165 mm).
         slices: Images per patient, 1 to 5, neighbours within 4 mm of the middle; 20 in 914 patients have one more.
         difficulty: 0 (every herniation large and dark, every normal disc bright, little noise) to 1 (half of the
             herniations subtle, many worn and bulging normal discs, much noise and motion).
@@ -71,12 +72,13 @@ def generate_phantom(
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
         raise ValueError(f"workers={workers!r} is invalid: expected a whole number of at least 0")
     study = Study(
-        patients=PRESETS[preset][0] if patients is None else patients,
+        patients=PRESETS[preset].patients if patients is None else patients,
         seed=seed,
-        imgsz=PRESETS[preset][1] if imgsz is None else imgsz,
+        imgsz=PRESETS[preset].imgsz if imgsz is None else imgsz,
         slices=slices,
         difficulty=difficulty,
         val_fraction=val_fraction,
         test_fraction=test_fraction,
+        fov=PRESETS[preset].fov,
     )
     return write_study(Path(out).expanduser().resolve(), study, workers)

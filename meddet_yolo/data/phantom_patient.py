@@ -113,7 +113,8 @@ class Patient:
         """The image's upper left corner, as a canvas takes it."""
         p = self.protocol
         canvas = Canvas(self.column, 0, 1.0, (0.0, 0.0), p.turn)
-        x, y = canvas.place(self.column.points(np.array([p.aim])))[0] - 0.5 * p.fov
+        middle = self.column.discs[: len(LEVELS)].mean()
+        x, y = canvas.place(self.column.points(np.array([[middle + p.aim[0], p.aim[1]]])))[0] - 0.5 * p.fov
         return float(x), float(y)
 
     def _canvas(self, base: np.ndarray | None = None) -> Canvas:

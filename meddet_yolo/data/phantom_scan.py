@@ -40,16 +40,18 @@ class Protocol:
     thickness: float
     slope: float  # obliquity: millimetres to the side per millimetre down the column
     turn: float  # rotation of the slice in its plane, radians
-    aim: tuple[float, float]  # what lies in the image's centre, as (s, d)
+    aim: tuple[float, ...]  # the image's centre, as (s, d) from the middle of the discs C2/3 to C7/T1
 
 
-def draw_protocol(rng: np.random.Generator, difficulty: float) -> Protocol:
+def draw_protocol(rng: np.random.Generator, difficulty: float, fov: tuple[float, float] = (185.0, 250.0)) -> Protocol:
     """Draw how a patient is scanned; noise and artefacts grow with `difficulty` (0 to 1)."""
+    view = float(rng.uniform(*fov))
+    stray = min(6.0, 2.0 + 0.06 * (view - 140.0))  # close views leave little room beside the discs
     read = int(rng.choice([256, 288, 320, 352, 384, 448]))
     phase = int(2 * round(0.5 * read * rng.uniform(0.65, 0.92)))
     strength = 0.35 + 1.3 * difficulty
     return Protocol(
-        fov=float(rng.uniform(185.0, 250.0)),
+        fov=view,
         matrix=(phase, read),
         phase_vertical=bool(rng.random() < 0.65),
         window_filter=float(rng.uniform(0.1, 0.8)),
@@ -66,7 +68,7 @@ def draw_protocol(rng: np.random.Generator, difficulty: float) -> Protocol:
         thickness=float(rng.uniform(2.0, 4.5)),
         slope=float(rng.uniform(-0.015, 0.015)),
         turn=float(rng.normal(0.0, 0.04)),
-        aim=(float(rng.normal(47.0, 6.0)), float(rng.normal(0.0, 6.0))),
+        aim=tuple(float(v) for v in stray * np.clip(rng.standard_normal(2), -2.0, 2.0)),
     )
 
 

@@ -12,8 +12,23 @@ from meddet_yolo.data.phantom_patient import Patient
 from meddet_yolo.data.phantom_scan import draw_protocol
 
 GENERATOR = 1  # raised whenever the same parameters would give other files
-PRESETS = {"paper": (914, 512), "small": (240, 256), "tiny": (24, 160)}  # patients and image size
 _THIRD_SLICE = 20 / 914  # share of patients with one slice more: 1,848 images of 914 patients
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Defaults of a data set."""
+
+    patients: int
+    imgsz: int
+    fov: tuple[float, float]  # smallest and largest field of view in millimetres; small images look closer
+
+
+PRESETS = {
+    "paper": Preset(914, 512, (185.0, 250.0)),
+    "small": Preset(240, 256, (160.0, 200.0)),
+    "tiny": Preset(24, 160, (140.0, 165.0)),
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +42,7 @@ class Study:
     difficulty: float
     val_fraction: float
     test_fraction: float
+    fov: tuple[float, float]
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -44,13 +60,13 @@ class Study:
 
     def manifest(self) -> dict[str, Any]:
         """Return everything that the files depend on."""
-        return {"generator": GENERATOR, **asdict(self)}
+        return {"generator": GENERATOR, **asdict(self), "fov": list(self.fov)}
 
     def plan(self) -> list[PatientPlan]:
         """Return every patient's split and number of slices.
 
         Examples:
-            >>> plan = Study(914, 0, 512, 2, 0.5, 0.125, 0.2).plan()
+            >>> plan = Study(914, 0, 512, 2, 0.5, 0.125, 0.2, (185, 250)).plan()
             >>> len(plan), sum(p.slices for p in plan), sum(p.split == "test" for p in plan)
             (914, 1848, 183)
         """
@@ -67,7 +83,7 @@ class Study:
         """Draw a patient; it does not depend on how many there are."""
         rng = np.random.default_rng([self.seed, 2, number])
         anatomy = draw_anatomy(rng, self.difficulty)
-        return Patient(anatomy, draw_protocol(rng, self.difficulty), seed=(self.seed, 3, number))
+        return Patient(anatomy, draw_protocol(rng, self.difficulty, self.fov), seed=(self.seed, 3, number))
 
 
 @dataclass(frozen=True)
