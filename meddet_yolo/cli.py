@@ -36,6 +36,8 @@ _THEIR_COMMANDS = ("checks", "cfg", "copy-cfg", "login", "logout", "solutions") 
 # Commands of ours beside the modes: module and function, whose parameters are the command's keys. What it returns is
 # printed: a string as it is, a dictionary as key=value lines, a path as the data set that was made.
 _OWN_COMMANDS = {
+    "info": ("meddet_yolo.evaluate.info", "info"),
+    "benchmark": ("meddet_yolo.evaluate.benchmark", "benchmark"),
     "convert": ("meddet_yolo.data.convert", "convert_command"),
     "phantom": ("meddet_yolo.data.phantom", "generate_phantom"),
     "quickstart": ("meddet_yolo.quickstart", "quickstart"),
@@ -55,10 +57,13 @@ meddet: distil several YOLO detectors into one small one, inside Ultralytics
   meddet predict model=best.pt source=series/ slices=mid|all|5 [sr=True]      DICOM or NIfTI; sr= writes DICOM reports
   meddet export  model=best.pt format=onnx
 
+  meddet benchmark model=[a.pt,b.engine] data=d.yaml imgsz=512 backends=[pytorch,onnxruntime,tensorrt]
+
   meddet quickstart [out=DIR] [device=cpu]      the whole job on drawn images, in under ten minutes
   meddet phantom out=DIR [patients=24] [seed=0] [imgsz=160]      only draw the images
   meddet convert source=PATH out=DIR [patient=...] [val=0.2]     COCO, VOC, CSV or masks to YOLO, split by patient
   meddet convert source=d.yaml check=True       look for leaks, duplicates and suspicious labels
+  meddet info [model=a.yaml,b.pt] [imgsz=512] [nc=2]      parameters and multiply-adds, beside the paper's
   meddet settings [key=value | reset]           Ultralytics' settings
   meddet version | checks | help
 
@@ -69,7 +74,7 @@ Without teachers= it trains as `yolo` does. All arguments of `yolo` work: `medde
   distill_warmup= epochs until both are at full weight          trust=true    load a teacher that is no plain checkpoint
   mri_noise=      probability that an image gets MRI noise (mri_noise_sigma=, _bias=, _gibbs=, _ghosting=, _spikes=)
 and more, each described in the README and in the commented recipe `cfg=default.yaml`.
-What meddet does not know (track, benchmark, other tasks, ...) goes to Ultralytics.
+What meddet does not know (track, other tasks, ...) goes to Ultralytics, whose benchmark is `yolo benchmark`.
 For research only: this is no medical device."""
 
 

@@ -1,0 +1,323 @@
+"""What a benchmark runs: every model in every back end and precision, exported where necessary, or why not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from meddet_yolo.evaluate.info import measure_size
+from meddet_yolo.evaluate.sessions import OpenVinoSession, TorchSession
+from meddet_yolo.trt.engine_file import read_sidecar, sha256
+from meddet_yolo.trt.runner import EngineRunner, OnnxRunner, Runner
+
+__all__ = ["BACKENDS", "Candidate", "Skipped", "Source", "Workshop"]
+
+BACKENDS: dict[str, tuple[str, ...]] = {  # and the precisions that each has
+    "pytorch": ("fp32", "fp16"),
+    "onnxruntime": ("fp32", "int8"),
+    "openvino": ("fp32", "int8"),
+    "tensorrt": ("fp32", "fp16", "int8", "fp8"),
+    "rtx": ("fp32", "fp16", "int8", "fp8"),
+}
+_MODULES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+_PIP = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
+
+
+class Skipped(Exception):
+    """A combination that cannot be had here, and why."""
+
+
+@dataclass
+class Source:
+    """A model that was asked for.
+
+    Attributes:
+        name: What the tables call it.
+        path: Where it stands, or the name of a model file.
+        trained: Whether its accuracy means anything: a model from a YAML has random weights.
+    """
+
+    name: str
+    path: str
+    trained: bool = True
+    parameters: int | None = None
+    _model: Any = None
+
+    @property
+    def kind(self) -> str:
+        """Return "model" (checkpoint or YAML), "onnx", "openvino" or "engine"."""
+        if Path(self.path).is_dir():
+            return "openvino"
+        return {".onnx": "onnx", ".engine": "engine"}.get(Path(self.path).suffix.lower(), "model")
+
+    def model(self) -> Any:
+        """Return a fresh copy of the loaded model; it is loaded once."""
+        from meddet_yolo.model import MedDet
+
+        if self._model is None:
+            torch.manual_seed(0)  # of a model file's weights
+            self._model = MedDet(self.path, task="detect")
+            self.parameters = sum(p.numel() for p in self._model.model.parameters())
+        return deepcopy(self._model)
+
+    def gflops(self, imgsz: int) -> float | None:
+        """Return 10^9 floating point operations for an image (two a multiply-add); None for an exported file."""
+        if self.kind != "model":
+            return None
+        return measure_size(self.model().model.float().eval(), imgsz).gflops
+
+    def end2end(self) -> bool:
+        """Return whether the model itself uses a head that needs no NMS."""
+        return bool(getattr(self.model().model.model[-1], "end2end", False))
+
+
+@dataclass
+class Candidate:
+    """One combination, ready to run.
+
+    Attributes:
+        runner: From images to boxes; None where it was built but cannot run here.
+        file: What runs; None for PyTorch.
+        build_seconds: Time that exporting took; None where it was there already.
+        reason: Why it cannot run here.
+    """
+
+    source: Source
+    backend: str
+    precision: str
+    imgsz: int
+    batch: int
+    runner: Runner | None = None
+    file: Path | None = None
+    build_seconds: float | None = None
+    memory_bytes: int | None = None
+    reason: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Model, back end and precision in a line."""
+        return f"{self.source.name} {self.backend} {self.precision} {self.imgsz}px b{self.batch}"
+
+    def bytes(self) -> int | None:
+        """Return the size of what runs on disk."""
+        if self.file is None:
+            return None
+        if self.file.is_dir():
+            return sum(f.stat().st_size for f in self.file.iterdir())
+        return self.file.stat().st_size
+
+
+class Workshop:
+    """Makes candidates; what was exported before, from the same model and settings, is taken again.
+
+    Args:
+        folder: Where exported files go.
+        device: Number of the GPU.
+        threads: CPU threads; 0 lets each back end choose.
+        calibration: Returns images for int8 and fp8, (C, H, W) in 0..1, for an input size; None without a data set.
+        compute_capability: GPU generations that RTX engines are built for; this machine's where None.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        device: int = 0,
+        threads: int = 0,
+        calibration: Callable[[int], list[NDArray[np.float32]]] | None = None,
+        compute_capability: Any = None,
+    ) -> None:
+        self.folder = folder
+        self.device = device
+        self.threads = threads
+        self.calibration = calibration
+        self.compute_capability = compute_capability
+        self.gpu = torch.cuda.is_available()
+
+    def unavailable(self, backend: str) -> str:
+        """Return why a back end cannot be used here at all; empty where it can."""
+        module = _MODULES.get(backend)
+        if module and find_spec(module) is None:
+            return f"{_PIP[backend]} is not installed: pip install {_PIP[backend]}"
+        if backend == "tensorrt" and not self.gpu:
+            return "no CUDA GPU: TensorRT builds and runs engines on the GPU only"
+        return ""
+
+    def make(self, source: Source, backend: str, precision: str, imgsz: int, batch: int) -> Candidate:
+        """Make a candidate.
+
+        Raises:
+            Skipped: If there is no such combination.
+        """
+        if precision not in BACKENDS[backend]:
+            why = "no faster than fp32 on a CPU" if backend != "pytorch" else "PyTorch quantizes by other tools"
+            raise Skipped(f"{backend} is measured in {' and '.join(BACKENDS[backend])} ({precision}: {why})")
+        if backend == "pytorch" and precision == "fp16" and not self.gpu:
+            raise Skipped("PyTorch in half precision needs a GPU")
+        candidate = Candidate(source, backend, precision, imgsz, batch)
+        start = time.perf_counter()
+        used = self._gpu_memory()
+        if backend == "pytorch":
+            self._pytorch(candidate)
+        else:
+            made = self._file(candidate)
+            candidate.build_seconds = time.perf_counter() - start if made else None
+            self._open(candidate)
+        after = self._gpu_memory()
+        candidate.memory_bytes = after - used if used is not None and after is not None else None
+        return candidate
+
+    def _gpu_memory(self) -> int | None:
+        """Return the bytes in use on the GPU."""
+        if not self.gpu:
+            return None
+        free, total = torch.cuda.mem_get_info(self.device)
+        return total - free
+
+    def _pytorch(self, candidate: Candidate) -> None:
+        """Open a model in PyTorch."""
+        if candidate.source.kind != "model":
+            raise Skipped(f"{candidate.source.path} is exported already: PyTorch needs the checkpoint")
+        size = (candidate.imgsz, candidate.imgsz)
+        device = f"cuda:{self.device}" if self.gpu else "cpu"
+        model = candidate.source.model()
+        net = model.model
+        net.names = model.names
+        session = TorchSession(net, size, candidate.batch, device, candidate.precision == "fp16")
+        candidate.runner = Runner(session)
+
+    def _file(self, candidate: Candidate) -> bool:
+        """Find or make the file that runs; return whether it was made now."""
+        source, backend = candidate.source, candidate.backend
+        if source.kind != "model":
+            self._take(candidate)
+            return False
+        suffix = ".engine" if backend in ("tensorrt", "rtx") else ".onnx"
+        name = f"{_safe(source.name)}-{candidate.imgsz}-b{candidate.batch}-{candidate.precision}"
+        if suffix == ".engine":
+            name += f"-{backend}"
+        file = self.folder / f"{name}{suffix}"
+        key = self._key(candidate)
+        candidate.file = file
+        mark = file.with_name(f"{file.name}.key")
+        if file.exists() and mark.is_file() and mark.read_text() == key:
+            return False
+        mark.unlink(missing_ok=True)
+        self._export(candidate, file)
+        mark.write_text(key)
+        return True
+
+    def _key(self, candidate: Candidate) -> str:
+        """Return what an exported file depends on."""
+        source = candidate.source
+        path = Path(source.path)
+        identity = (
+            sha256(path) if path.is_file() else hashlib.sha256(repr(source.model().model.yaml).encode()).hexdigest()
+        )
+        calibrated = candidate.precision in ("int8", "fp8")
+        count = len(self._images(candidate)) if calibrated else 0
+        versions = {m: getattr(__import__(m), "__version__", "") for m in ("torch", "ultralytics")}
+        return json.dumps([identity, count, str(self.compute_capability), versions, source.end2end()])
+
+    def _images(self, candidate: Candidate) -> list[NDArray[np.float32]]:
+        """Return calibration images.
+
+        Raises:
+            Skipped: If there is no data set to take them from.
+        """
+        if self.calibration is None:
+            raise Skipped(f"{candidate.precision} is calibrated on images: give data=")
+        return self.calibration(candidate.imgsz)
+
+    def _export(self, candidate: Candidate, file: Path) -> None:
+        """Export a model for a back end."""
+        model = candidate.source.model()
+        options: dict[str, Any] = {"imgsz": candidate.imgsz, "batch": candidate.batch}
+        options |= {"end2end": candidate.source.end2end(), "precision": candidate.precision}
+        if candidate.precision in ("int8", "fp8"):
+            options["images"] = self._images(candidate)
+        if candidate.backend in ("onnxruntime", "openvino"):
+            from meddet_yolo.trt.onnx_export import export_onnx
+
+            export_onnx(model, file, **options)
+            return
+        from meddet_yolo.trt.builder import build_engine
+
+        if candidate.backend == "rtx":
+            capability = self.compute_capability
+            if capability is None and self.gpu:
+                capability = "{}.{}".format(*torch.cuda.get_device_capability(self.device))
+            options["compute_capability"] = capability
+        build_engine(model, file, runtime=candidate.backend, **options)
+
+    def _take(self, candidate: Candidate) -> None:
+        """Take a file that was exported before, if it fits the combination."""
+        source, backend = candidate.source, candidate.backend
+        path = Path(source.path)
+        fitting = {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",)}.get(source.kind)
+        facts: dict[str, Any] = {}
+        if source.kind == "engine":
+            from meddet_yolo.trt.engine_file import read_engine
+
+            facts = read_engine(path).metadata
+            fitting = (str(facts.get("meddet_runtime") or "tensorrt"),)
+        elif source.kind == "onnx":
+            facts = read_sidecar(path)
+        if backend not in (fitting or ()):
+            raise Skipped(f"{path.name} runs in {' and '.join(fitting or ())} only")
+        own = str(facts.get("meddet_precision") or candidate.precision)
+        if own != candidate.precision:
+            raise Skipped(f"{path.name} is {own}")
+        candidate.file = path
+
+    def _open(self, candidate: Candidate) -> None:
+        """Open the exported file."""
+        file = candidate.file
+        assert file is not None
+        if candidate.backend in ("tensorrt", "rtx"):
+            candidate.facts["audit"] = read_sidecar(file).get("meddet_audit")
+            if not self.gpu:
+                candidate.reason = "built; no CUDA GPU to run it on"
+                return
+            candidate.runner = EngineRunner(file, device=self.device)
+        elif candidate.backend == "onnxruntime":
+            candidate.runner = OnnxRunner(file, threads=self.threads)
+        else:
+            metadata = OnnxRunner(file).session.metadata if file.suffix == ".onnx" else _openvino_metadata(file)
+            candidate.runner = Runner(OpenVinoSession(file, metadata, self.threads))
+        shape = candidate.runner.session.limits
+        wanted = (candidate.batch, candidate.imgsz, candidate.imgsz)
+        if any(not a <= b <= c for a, b, c in zip(_bhw(shape[0]), wanted, _bhw(shape[2]), strict=True)):
+            candidate.runner.close()
+            candidate.runner = None
+            raise Skipped(f"{file.name} takes {shape[2]}, not {candidate.imgsz} px in batches of {candidate.batch}")
+        candidate.runner.imgsz = (candidate.imgsz, candidate.imgsz)
+
+
+def _bhw(shape: Sequence[int]) -> tuple[int, int, int]:
+    return shape[0], shape[2], shape[3]
+
+
+def _openvino_metadata(folder: Path) -> dict[str, Any]:
+    """Return what Ultralytics wrote beside an OpenVINO model."""
+    from ultralytics.utils import YAML
+
+    file = folder / "metadata.yaml"
+    return dict(YAML.load(file)) if file.is_file() else {}
+
+
+def _safe(name: str) -> str:
+    """Return a name that can be a file's."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
