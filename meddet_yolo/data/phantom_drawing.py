@@ -12,8 +12,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from meddet_yolo.data.phantom_shapes import Column, smooth_closed, smooth_open
+from meddet_yolo.data.phantom_shapes import Column, smooth_closed
 
+_TO_THE_SIDE = np.array([-1.0, 1.0])
 _FRACTION_BITS = 4  # outlines are placed to a sixteenth of a grid cell
 
 
@@ -73,18 +74,20 @@ class Canvas:
         self.column = column
         self._map = np.zeros((side, side), np.uint8) if base is None else base.copy()
         self._cell, self._corner, self._turn = cell, np.array(corner), (np.cos(turn), np.sin(turn))
-        self._waiting: list[tuple[np.ndarray, int]] = []
+        self._waiting: list[tuple[np.ndarray, bool, int]] = []  # outline, whether to smooth it, tissue
 
     @property
     def map(self) -> np.ndarray:
         """The tissue map, uint8 of shape (side, side)."""
         if self._waiting:
-            points = np.concatenate([outline for outline, _ in self._waiting])
+            outlines = smooth_closed([o for o, smooth, _ in self._waiting if smooth])
+            outlines.reverse()
+            ordered = [outlines.pop() if smooth else o for o, smooth, _ in self._waiting]
             # OpenCV's fixed-point numbers put (0, 0) into the middle of the first cell.
-            cells = np.clip(self.place(self.column.points(points)) - 0.5, -4000.0, 8000.0)
+            cells = np.clip(self.place(self.column.points(np.concatenate(ordered))) - 0.5, -4000.0, 8000.0)
             fixed = np.round(cells * (1 << _FRACTION_BITS)).astype(np.int32)
             start = 0
-            for outline, tissue in self._waiting:
+            for outline, (_, _, tissue) in zip(ordered, self._waiting, strict=True):
                 stop = start + len(outline)
                 cv2.fillPoly(self._map, [fixed[start:stop]], tissue, cv2.LINE_8, _FRACTION_BITS)
                 start = stop
@@ -99,11 +102,11 @@ class Canvas:
 
     def fill(self, outline: np.ndarray, tissue: int) -> None:
         """Fill an outline given in the column's coordinates (s, d), shape (N, 2)."""
-        self._waiting.append((outline, tissue))
+        self._waiting.append((outline, False, tissue))
 
     def blob(self, controls: Sequence[Any] | np.ndarray, tissue: int) -> None:
         """Fill the smooth closed curve through control points (s, d)."""
-        self.fill(smooth_closed(np.asarray(controls, float)), tissue)
+        self._waiting.append((np.asarray(controls, float), True, tissue))
 
     def band(self, s: np.ndarray, front: np.ndarray, rear: np.ndarray, tissue: int) -> None:
         """Fill what lies between two lines along the column."""
@@ -112,9 +115,8 @@ class Canvas:
 
     def line(self, controls: Sequence[Any] | np.ndarray, width: float, tissue: int) -> None:
         """Draw a smooth line through control points (s, d), `width` millimetres wide."""
-        points = smooth_open(np.asarray(controls, float), 4)
-        aside = np.empty_like(points)
-        aside[:-1, 0], aside[:-1, 1] = points[:-1, 1] - points[1:, 1], points[1:, 0] - points[:-1, 0]
-        aside[-1] = aside[-2]
-        aside *= 0.5 * width / np.maximum(np.hypot(aside[:, 0], aside[:, 1]), 1e-9)[:, None]
-        self.fill(np.concatenate([points + aside, (points - aside)[::-1]]), tissue)
+        points = np.asarray(controls, float)
+        ahead = np.empty_like(points)
+        ahead[0], ahead[-1], ahead[1:-1] = points[1] - points[0], points[-1] - points[-2], points[2:] - points[:-2]
+        half = (0.5 * width / np.hypot(ahead[:, 0], ahead[:, 1]))[:, None] * ahead[:, ::-1] * _TO_THE_SIDE
+        self._waiting.append((np.concatenate([points + half, (points - half)[::-1]]), True, tissue))

@@ -60,6 +60,9 @@ def _nape(canvas: Canvas, plane: Plane, t: Tissues, rng: np.random.Generator) ->
     # Near the midline there is much fat between the muscles of both sides.
     s = np.arange(-30.0, 230.0, 4.0)
     inner = profile(s, [(-30, 30), (0, 32), (40, 26), (75, 34), (110, 44), (150, 46), (230, 44)])
+    below_skin = (
+        profile(s, [(-30, back), (60, back), (100, back + 6), (140, back + 4), (230, back - 4)]) - 0.5 * a.fat_back
+    )
     mid = inner + (back - inner) * 0.45
     canvas.band(s, np.full_like(s, 12.0), inner + 3, t.deep_fat)
     layers = 5
@@ -68,6 +71,7 @@ def _nape(canvas: Canvas, plane: Plane, t: Tissues, rng: np.random.Generator) ->
         start = rng.uniform(-30, 10) - 6 * layer
         at = np.linspace(start, rng.uniform(110, 200), 9)
         depth = np.interp(at, s, inner) + share * (back - 24.0) + rng.normal(0, 1.2, 9) - 0.02 * (at - 40)
+        depth = np.minimum(depth, np.interp(at, s, below_skin))
         canvas.line(np.stack([at, depth], 1), rng.uniform(0.4, 0.8 + 1.8 * a.muscle_fat), t.septum)
     for _ in range(14 + int(26 * a.muscle_fat)):  # short streaks of fat along the fibres
         s0, d0 = rng.uniform(-15, 150), rng.uniform(24, max(back - 3, 30))
@@ -98,7 +102,7 @@ def _skull(canvas: Canvas, t: Tissues, rng: np.random.Generator) -> None:
     cerebellum = [(-58, 25), (-49, 27), (-50, 36), (-57, 50), (-70, 64), (-88, 76), (-112, 80), (-150, 76), (-150, 40),
                   (-100, 38), (-84, 33), (-72, 30)]  # fmt: skip
     canvas.blob(cerebellum, t.brain)
-    for start in smooth_closed(np.asarray(cerebellum), 3)[1:22]:  # folia, from the surface inwards
+    for start in smooth_closed([np.array(cerebellum)], 3)[0][1:22]:  # folia, from the surface inwards
         inward = np.array([-80.0, 40.0]) - start
         end = start + inward * rng.uniform(0.2, 0.45)
         middle = start + 0.55 * (end - start) + rng.normal(0, 0.8, 2)

@@ -95,24 +95,25 @@ def profile(s: np.ndarray, knots: Sequence[tuple[float, float]]) -> np.ndarray:
     return np.convolve(np.pad(line, 4, mode="edge"), box, mode="valid")
 
 
-def smooth_closed(points: np.ndarray, steps: int = 5) -> np.ndarray:
-    """Return a closed Catmull-Rom curve through control points of shape (N, 2), as (N * steps, 2)."""
-    ring = np.concatenate([points[-1:], points, points[:2]])
-    return _catmull_rom(ring[:-3], ring[1:-2], ring[2:-1], ring[3:], steps)
+def smooth_closed(controls: Sequence[np.ndarray], steps: int = 5) -> list[np.ndarray]:
+    """Return closed Catmull-Rom curves.
 
+    Args:
+        controls: Control points of each curve, shape (N, 2).
+        steps: Samples from one control point to the next.
 
-def smooth_open(points: np.ndarray, steps: int = 5) -> np.ndarray:
-    """Return a Catmull-Rom curve from the first to the last control point."""
-    padded = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
-    return np.concatenate([_catmull_rom(padded[:-3], padded[1:-2], padded[2:-1], padded[3:], steps), points[-1:]])
-
-
-def _catmull_rom(p0: np.ndarray, p1: np.ndarray, p2: np.ndarray, p3: np.ndarray, steps: int) -> np.ndarray:
-    """Sample the segments between p1 and p2."""
+    Returns:
+        The curves, each of shape (N * steps, 2), starting with the first control point.
+    """
+    if not controls:
+        return []
+    rings = [np.concatenate([c[-1:], c, c[:2]]) for c in controls]
+    p0, p1, p2, p3 = (np.concatenate([r[i : len(r) - 3 + i] for r in rings])[:, None] for i in range(4))
     t = (np.arange(steps) / steps)[None, :, None]
-    p0, p1, p2, p3 = p0[:, None], p1[:, None], p2[:, None], p3[:, None]
     curve = p1 + 0.5 * t * (p2 - p0 + t * (2 * p0 - 5 * p1 + 4 * p2 - p3 + t * (3 * (p1 - p2) + p3 - p0)))
-    return curve.reshape(-1, 2)
+    curve = curve.reshape(-1, 2)
+    ends = np.cumsum([len(c) * steps for c in controls])
+    return [curve[end - len(c) * steps : end] for c, end in zip(controls, ends, strict=True)]
 
 
 def ellipse(s: float, d: float, rs: float, rd: float, turn: float = 0.0, points: int = 28) -> np.ndarray:
@@ -124,7 +125,7 @@ def ellipse(s: float, d: float, rs: float, rd: float, turn: float = 0.0, points:
 
 
 def body_outline(height: float, depth: float, waist: float, lip: float, grow: float = 0.0) -> np.ndarray:
-    """Return a vertebral body's outline around its middle, as (s, d).
+    """Return control points of a vertebral body's outline around its middle, as (s, d).
 
     Args:
         height: From endplate to endplate at the rim.
@@ -140,8 +141,7 @@ def body_outline(height: float, depth: float, waist: float, lip: float, grow: fl
     cup = 0.35 + 0.02 * height  # the endplates are hollow
     front = w + lip
     rear = w + 0.45 * lip
-    return smooth_closed(
-        np.array(
+    return np.array(
             [
                 [-h + 0.15, -front], [-h, -0.80 * w], [-h + cup, -0.35 * w], [-h + cup, 0.30 * w], [-h, 0.82 * w],
                 [-h + 0.2, rear], [-0.55 * h, w - 0.6 * waist], [0.0, w - waist], [0.55 * h, w - 0.6 * waist],
@@ -149,6 +149,4 @@ def body_outline(height: float, depth: float, waist: float, lip: float, grow: fl
                 [h + 0.25, -front], [0.55 * h, -w + 0.7 * waist], [0.0, -w + 1.2 * waist],
                 [-0.55 * h, -w + 0.7 * waist],
             ]
-        ),
-        steps=4,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import numpy as np
 
 from meddet_yolo.data.phantom_anatomy import LEVELS, Anatomy
 from meddet_yolo.data.phantom_drawing import Canvas
-from meddet_yolo.data.phantom_shapes import body_outline, bulge_shape, ellipse, profile, smooth_closed
+from meddet_yolo.data.phantom_shapes import body_outline, bulge_shape, ellipse, profile
 from meddet_yolo.data.phantom_tissues import Plane, Tissues
 
 _S = np.arange(-110.0, 215.0, 1.5)  # samples along the canal
@@ -107,7 +107,7 @@ class _SpinousProcess:
         return cls(s, d, length, a.spinous_fall[number], rng.uniform(-0.006, 0.012), thick, tip)
 
     def outline(self, grow: float) -> np.ndarray:
-        """Return the outline with a margin."""
+        """Return control points of the outline with a margin."""
         half = (
             np.array([0.56 * self.thick, 0.68 * self.thick, 0.62 * self.thick, 0.82 * self.tip, 0.45 * self.tip]) + grow
         )
@@ -116,7 +116,7 @@ class _SpinousProcess:
         along[-1] += grow
         middle = self.s + self.fall * along + self.bend * along**2
         upper, lower = (np.stack([middle + side * half, self.d + along], 1) for side in (-1, 1))
-        return smooth_closed(np.concatenate([upper, lower[::-1]]), 4)
+        return np.concatenate([upper, lower[::-1]])
 
 
 def _posterior_elements(canvas: Canvas, plane: Plane, t: Tissues, rng: np.random.Generator) -> None:
@@ -148,8 +148,8 @@ def _posterior_elements(canvas: Canvas, plane: Plane, t: Tissues, rng: np.random
         canvas.blob([(between - 4.5, d0 + 0.6), (between + 0.5, d0 + 0.4), (between + 5.0, d0 + 0.8),
                      (between + 1, d0 + 4.2)], t.epidural if number else t.ligament)  # fmt: skip
     for number, process in enumerate(processes):
-        canvas.fill(process.outline(0.6), t.cortex)
-        canvas.fill(process.outline(-0.1), t.marrow[number])
+        canvas.blob(process.outline(0.6), t.cortex)
+        canvas.blob(process.outline(-0.1), t.marrow[number])
     # Atlas: front arch before the dens, rear arch behind the canal.
     d = float(np.interp(-29.0, _S, rear))
     canvas.fill(ellipse(-27.5, d + 4.0, 4.6, 3.8), t.cortex)
@@ -165,8 +165,8 @@ def _bodies(canvas: Canvas, t: Tissues, rng: np.random.Generator) -> None:
     middles = column.bodies.mean(1)
     canvas.blob([(-40, -9), (-34, -5.5), (-22, -6), (-15, -9), (-20, -13), (-30, -15), (-38, -14)], t.soft)
     canvas.blob([(-46, -3), (-38, -7), (-40, 3), (-44, 4)], t.deep_fat)
-    canvas.fill(_axis(column.depths[0], 0.75), t.cortex)
-    canvas.fill(_axis(column.depths[0], -0.1), t.marrow[0])
+    canvas.blob(_axis(column.depths[0], 0.75), t.cortex)
+    canvas.blob(_axis(column.depths[0], -0.1), t.marrow[0])
     canvas.line([(-17.5, -4.5), (-18, 0.5), (-17.5, 5.0)], 0.7, t.ligament)  # remnant of the dens's joint
     canvas.fill(ellipse(-29.5, -9.6, 5.6, 3.6, 0.12), t.cortex)
     canvas.fill(ellipse(-29.5, -9.6, 4.5, 2.6, 0.12), t.marrow[0])
@@ -177,8 +177,8 @@ def _bodies(canvas: Canvas, t: Tissues, rng: np.random.Generator) -> None:
         size = (heights[number], column.depths[number])
         waist, lip = 0.55 + 0.25 * rng.random(), 2.0 * max(above, below, 0.15) ** 2
         place = np.array([middles[number], a.slip[number]])
-        canvas.fill(body_outline(*size, waist, lip, 0.62) + place, t.cortex)
-        canvas.fill(body_outline(*size, waist, lip, -0.18) + place, t.marrow[number])
+        canvas.blob(body_outline(*size, waist, lip, 0.62) + place, t.cortex)
+        canvas.blob(body_outline(*size, waist, lip, -0.18) + place, t.marrow[number])
         for disc, side in ((number - 1, -1.0), (number, 1.0)):
             if disc < len(a.discs) and a.marrow_patch[disc]:
                 edge = side * (0.5 * heights[number] - 1.9)
@@ -193,14 +193,12 @@ def _bodies(canvas: Canvas, t: Tissues, rng: np.random.Generator) -> None:
 
 
 def _axis(depth: float, g: float) -> np.ndarray:
-    """Return the outline of the axis, body and dens, grown by `g`."""
+    """Return control points of the outline of the axis, body and dens, grown by `g`."""
     front, back = -0.5 * depth, 0.5 * depth
-    return smooth_closed(
-        np.array([(g, front - 1.2 - g), (-2.5, front - g), (-10, front + 0.8 - g), (-17, front + 2.6 - g),
+    return np.array([(g, front - 1.2 - g), (-2.5, front - g), (-10, front + 0.8 - g), (-17, front + 2.6 - g),
                   (-22, -5.2 - g), (-30, -4.6 - g), (-36.5, -3.6 - g), (-39.2 - g, 0.4), (-36.5, 4.2 + g),
                   (-30, 5.0 + g), (-22, 6.0 + g), (-14, back - 0.6 + g), (-5, back - 0.7 + g), (g - 0.2, back + g),
-                  (g - 0.6, 0.4 * back), (g - 0.9, 0.3 * front)])
-    )  # fmt: skip
+                  (g - 0.6, 0.4 * back), (g - 0.9, 0.3 * front)])  # fmt: skip
 
 
 def _discs(canvas: Canvas, plane: Plane, t: Tissues) -> None:

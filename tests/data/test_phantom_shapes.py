@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meddet_yolo.data.phantom_anatomy import draw_anatomy
-from meddet_yolo.data.phantom_shapes import Column, body_outline, bulge_shape, ellipse, smooth_closed, smooth_open
+from meddet_yolo.data.phantom_shapes import Column, body_outline, bulge_shape, ellipse, smooth_closed
 
 
 def _column(seed: int) -> Column:
@@ -53,14 +53,20 @@ def test_a_disc_bulges_as_far_as_it_says():
 
 
 def test_curves_go_through_their_control_points():
-    controls = np.random.default_rng(0).normal(0, 10, (9, 2))
-    np.testing.assert_allclose(smooth_closed(controls, 4)[::4], controls, atol=1e-12)
-    np.testing.assert_allclose(smooth_open(controls, 4)[::4], controls, atol=1e-12)
+    rng = np.random.default_rng(0)
+    controls = [rng.normal(0, 10, (n, 2)) for n in (9, 4, 13)]
+    curves = smooth_closed(controls, 4)
+    assert smooth_closed([]) == []
+    for points, curve in zip(controls, curves, strict=True):
+        assert curve.shape == (4 * len(points), 2)
+        np.testing.assert_allclose(curve[::4], points, atol=1e-12)
+    circle = np.stack([np.cos(angle := np.linspace(0, 2 * np.pi, 16, endpoint=False)), np.sin(angle)], 1)
+    np.testing.assert_allclose(np.hypot(*smooth_closed([circle])[0].T), 1.0, atol=0.002)
 
 
 def test_outlines_have_their_sizes():
     assert _area(ellipse(0, 0, 3, 5, 0.4, points=400)) == pytest.approx(np.pi * 15, rel=0.001)
-    body = body_outline(13.0, 16.0, waist=0.5, lip=0.0)
+    (body,) = smooth_closed([body_outline(13.0, 16.0, waist=0.5, lip=0.0)])
     assert np.ptp(body, axis=0) == pytest.approx([13.0, 16.0], abs=0.6)
     assert 0.85 < _area(body) / (13.0 * 16.0) < 1.0
     assert np.ptp(body_outline(13.0, 16.0, 0.5, 0.0, grow=1.0), axis=0) == pytest.approx([15.0, 18.0], abs=0.8)
