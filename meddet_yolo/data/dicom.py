@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meddet_yolo.data.grey import percentile_grey, scaled_grey
-from meddet_yolo.data.privacy import identity_words
+from meddet_yolo.data.privacy import identity_words, silent
 
 __all__ = ["DicomFrame", "DicomReference", "VolumeError", "is_dicom", "read_frame", "read_header", "require"]
 
@@ -119,7 +119,8 @@ def _load(path: Path, *, pixels: bool) -> Any:
     # others (pytest, users) reset them; setting one that is there already costs nothing.
     warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
     try:
-        dataset = pydicom.dcmread(path, force=True, stop_before_pixels=not pixels)
+        with silent("pydicom"):
+            dataset = pydicom.dcmread(path, force=True, stop_before_pixels=not pixels)
     except (OSError, MemoryError) as error:
         raise VolumeError(f"cannot be opened: {getattr(error, 'strerror', None) or type(error).__name__}") from error
     except Exception as error:  # whatever a damaged file makes the parser do
@@ -148,7 +149,8 @@ def read_header(path: str | Path) -> list[DicomFrame]:
     path = Path(path)
     dataset = _load(path, pixels=False)
     try:
-        return _frames(path, dataset)
+        with silent("pydicom"):  # values are looked at when they are asked for
+            return _frames(path, dataset)
     except VolumeError:
         raise
     except Exception as error:  # a value that cannot be what its tag says; the text may quote it, so it is left out
@@ -268,6 +270,12 @@ def read_frame(frame: DicomFrame, window: str | tuple[float, float] = "header") 
     Raises:
         VolumeError: If the pixels are missing, truncated, or compressed in a way that no installed decoder reads.
     """
+    with silent("pydicom"):
+        return _read_frame(frame, window)
+
+
+def _read_frame(frame: DicomFrame, window: str | tuple[float, float]) -> NDArray[np.uint8]:
+    """Decode a frame to grey."""
     pixels = require("pydicom.pixels")
     if frame.frames == 1:
         dataset = _load(frame.path, pixels=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["IDENTIFYING", "identity_words", "public_name", "redact"]
+__all__ = ["IDENTIFYING", "identity_words", "public_name", "redact", "silent"]
 
 # Attributes whose text names the patient; the first two kinds are names, the rest numbers.
 _NAMES = ("PatientName", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName")
@@ -67,3 +69,20 @@ def public_name(stem: str, words: Iterable[str], uid: str = "") -> str:
     if redact(stem, words) == stem:
         return stem
     return f"image-{hashlib.sha256((uid or Path(stem).name).encode()).hexdigest()[:8]}"
+
+
+@contextmanager
+def silent(name: str) -> Iterator[None]:
+    """Keep a library's loggers quiet: their messages may quote what they read, the patient's name included."""
+    loggers = [logging.getLogger(n) for n in (name, *logging.root.manager.loggerDict) if n.split(".")[0] == name]
+
+    def drop(_: logging.LogRecord) -> bool:
+        return False
+
+    for logger in loggers:
+        logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(drop)

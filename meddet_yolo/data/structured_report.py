@@ -7,9 +7,8 @@ study modules demand (types 1 and 2) and by no other; the referring physician is
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from meddet_yolo.data.dicom import DicomReference, VolumeError, require
+from meddet_yolo.data.privacy import silent
 
 __all__ = ["ReportedBox", "read_structured_report", "write_structured_report"]
 
@@ -101,7 +101,8 @@ def write_structured_report(
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
-    with _silent("highdicom"):  # it quotes the patient's name where it finds that oddly written
+    with silent("highdicom"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it quotes the patient's name where it finds that oddly written
         document = hd.sr.ComprehensiveSR(
             evidence=evidence,
             content=report,
@@ -213,20 +214,3 @@ def read_structured_report(path: str | Path) -> list[ReportedBox]:
             )
         )
     return boxes
-
-
-@contextmanager
-def _silent(name: str) -> Iterator[None]:
-    """Keep a library's loggers quiet."""
-    loggers = [logging.getLogger(n) for n in [name, *logging.root.manager.loggerDict] if n.split(".")[0] == name]
-
-    def drop(_: logging.LogRecord) -> bool:
-        return False
-
-    for logger in loggers:
-        logger.addFilter(drop)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(drop)
