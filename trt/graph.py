@@ -82,12 +82,16 @@ def is_quantized(model: Any) -> bool:
 def nmode_nodes(model: Any) -> set[str]:
     """Names of the nodes that evaluate nmODE² activations.
 
-    They are found by what they do, not by where they stand: a lookup of a constant one-dimensional table, and what
-    shares its scope. Their argument is reduced modulo pi, for which half precision is far too coarse: at |g| = 100 a
-    half has steps of 0.06.
+    They are found by what they do, not by where they stand: reducing an argument by rounding or looking up a constant
+    table, and what shares a scope with that; no other layer of a detector does either. Their argument is reduced
+    modulo pi, for which half precision is far too coarse: at |g| = 100 a half has steps of 0.06.
     """
-    tables = {t.name for t in model.graph.initializer if len(t.dims) == 1 and t.data_type == 1}
-    scopes = {_scope(n) for n in model.graph.node if n.op_type == "GatherElements" and n.input[0] in tables}
+    tables = {t.name for t in model.graph.initializer if t.data_type == 1}
+    scopes = {
+        _scope(node)
+        for node in model.graph.node
+        if node.op_type == "Round" or (node.op_type in {"Gather", "GatherElements"} and node.input[0] in tables)
+    }
     return {n.name for n in model.graph.node if _scope(n) in scopes and n.op_type not in _MATRIX_OPS}
 
 

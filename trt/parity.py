@@ -39,9 +39,9 @@ class Tolerance:
 # docs/tensorrt.md). Quantization is judged by accuracy on a data set; its gate only stops what is plainly broken.
 TOLERANCES = {
     "fp32": Tolerance(1e-4, 1e-4),
-    "fp16": Tolerance(1e-2, 2e-2, 0.1),
-    "int8": Tolerance(0.2, 0.3, 0.25),
-    "fp8": Tolerance(0.2, 0.3, 0.25),
+    "fp16": Tolerance(5e-3, 1e-2, 0.1),
+    "int8": Tolerance(0.05, 0.3, 0.25),
+    "fp8": Tolerance(0.05, 0.3, 0.25),
 }
 
 
