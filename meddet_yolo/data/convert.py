@@ -17,7 +17,7 @@ from meddet_yolo.data.audit import Audit, Entry, audit
 from meddet_yolo.data.convert_formats import read_source
 from meddet_yolo.data.convert_pixels import Picture, read_picture
 from meddet_yolo.data.convert_records import Collection, Item
-from meddet_yolo.data.convert_write import Planned, prepare, write_data_set
+from meddet_yolo.data.convert_write import Planned, earlier_files, write_data_set
 from meddet_yolo.data.dicom import VolumeError, is_dicom, require
 from meddet_yolo.data.duplicates import fingerprint
 from meddet_yolo.data.splits import SPLITS, LeakageError, check_leakage, natural, split_patients
@@ -189,7 +189,7 @@ def _keep_apart(source: Path, out: Path, check: bool) -> None:
             raise ValueError(f"out={out} and source={source} lie within each other: name a folder of its own")
         return
     if not check:
-        prepare(out)
+        earlier_files(out)  # refuses what is foreign
     elif (out / "report.md").exists() and not (out / "report.json").exists():
         raise FileExistsError(f"out={out} holds a report.md of something else: name another folder")
 

@@ -65,7 +65,7 @@ def _read_file(file: Path, collection: Collection, images: ImageIndex) -> None:
         except FileNotFoundError as error:
             collection.leave_out(file, str(error))
             continue
-        item = Item(path, split=split_of(Path(file.name)) or split_of(Path(name)))
+        item = Item(path, split=split_of(Path(file.name)) or collection.part_of(path))
         if entry.get("width") and entry.get("height"):
             item.declared = (int(entry["width"]), int(entry["height"]))
         item.patient = next((str(entry[k]) for k in _PATIENT_KEYS if entry.get(k) not in (None, "")), None)

@@ -216,20 +216,13 @@ def _item(
     if columns.patient:
         item.patient = (row.get(columns.patient) or "").strip() or None
     given = (row.get(columns.split) or "").strip() if columns.split else ""
-    item.split = (
-        split_of(Path(given or "-")) or split_of(Path(file.name)) or split_of(collection_path(item, collection))
-    )
+    item.split = split_of(Path(given or "-")) or split_of(Path(file.name)) or collection.part_of(item.path)
     if columns.image_size:
         sizes = [_number(row.get(c)) for c in columns.image_size]
         if all(s and s > 1 for s in sizes):
             item.declared = (int(sizes[0] or 0), int(sizes[1] or 0))
     collection.items.append(item)
     return item
-
-
-def collection_path(item: Item, collection: Collection) -> Path:
-    """Return an image's path below the source, so that folders above it do not name its part of a split."""
-    return Path(collection.shown(item.path))
 
 
 def _number(text: str | None) -> float | None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from meddet_yolo.data.convert_records import Collection, Item, NamedBox, split_of
+from meddet_yolo.data.convert_pixels import open_picture
+from meddet_yolo.data.convert_records import Collection, Item, NamedBox
 from meddet_yolo.data.nifti import is_nifti, read_nifti
 from meddet_yolo.data.volumes import stem_of
 
@@ -141,7 +141,7 @@ def read_masks(
     for image, mask in pairs:
         try:
             for item, labels in _items(image, mask):
-                item.split = split_of(Path(collection.shown(image)))
+                item.split = collection.part_of(image)
                 item.boxes, small = mask_boxes(labels, names, min_area=min_area, instances=instances)
                 specks += small
                 values |= {int(v) for v in np.unique(labels) if v > 0}
@@ -191,12 +191,8 @@ def read_labels(mask: Path) -> np.ndarray:
     Raises:
         ValueError: If it is damaged or in colour.
     """
-    try:
-        with Image.open(mask) as picture:
-            picture.load()
-            mode, values = picture.mode, np.asarray(picture)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"cannot be read as an image ({error})") from error
+    with open_picture(mask) as picture:
+        mode, values = picture.mode, np.asarray(picture)
     if values.ndim == 3:
         colours = values[..., :3]
         if mode not in ("RGB", "RGBA", "LA") or (mode != "LA" and (colours != colours[..., :1]).any()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,12 +17,13 @@ from meddet_yolo.data.geometry import SliceGeometry
 from meddet_yolo.data.grey import percentile_grey
 from meddet_yolo.data.volumes import Skipped, Slice, is_volume, open_volume, stem_of
 
-__all__ = ["Picture", "read_picture"]
+__all__ = ["Picture", "open_picture", "read_picture"]
 
 # What a picture's header may hold besides its pixels without telling anything of a patient.
 _HARMLESS = {"jfif", "jfif_version", "jfif_unit", "jfif_density", "adobe", "adobe_transform", "dpi", "gamma", "srgb"}
 _HARMLESS |= {"chromaticity", "interlace", "transparency", "background", "compression", "aspect", "resolution"}
 _HARMLESS |= {"progressive", "progression"}
+_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II", b"MM", b"RIFF")
 _COPIED = frozenset({"JPEG", "PNG", "BMP", "WEBP"})
 
 
@@ -71,15 +74,30 @@ def read_picture(item: Item) -> Picture:
     """
     if is_volume(item.path):
         return _read_slice(item)
+    with open_picture(item.path) as image:
+        pixels = _as_bgr(ImageOps.exif_transpose(image))
+        return Picture(pixels, stem_of(item.path), item.path if _is_plain(image) else None)
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """Open and decode a picture.
+
+    Raises:
+        ValueError: If it cannot be read, with the reason but without the file's name.
+    """
     try:
-        with Image.open(item.path) as image:
+        with path.open("rb") as file:
+            start = file.read(4)
+        if not start.startswith(_STARTS):
+            # Said here, for Pillow as Ultralytics patches it would install a plugin for what it does not know.
+            raise ValueError("its first bytes are those of no known format")
+        with Image.open(path) as image:
             image.load()
-            plain = _is_plain(image)
-            upright = ImageOps.exif_transpose(image)
-            pixels = _as_bgr(upright)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot be read as an image ({str(error).replace(str(item.path), 'it')})") from error
-    return Picture(pixels, stem_of(item.path), item.path if plain else None)
+            yield image
+    except (OSError, SyntaxError, ValueError, ImportError, Image.DecompressionBombError) as error:
+        reason = str(error).replace(repr(str(path)), "it").replace(str(path), "it")
+        raise ValueError(f"cannot be read as an image ({reason})") from error
 
 
 def _is_plain(image: Image.Image) -> bool:

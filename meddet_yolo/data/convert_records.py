@@ -92,6 +92,11 @@ class Collection:
         """Note that a file, or a part of one, was left out."""
         self.problems.append(Problem(self.shown(file), reason))
 
+    def part_of(self, image: Path) -> str | None:
+        """Return the part of a split that an image's place in the source names; folders above it have no say."""
+        inside = image.is_relative_to(self.root)
+        return split_of(image.relative_to(self.root) if inside else Path(*image.parts[-3:]))
+
     def shown(self, file: Path | str) -> str:
         """Return a file's name for a message, relative to the source where it lies in there."""
         path = Path(file)

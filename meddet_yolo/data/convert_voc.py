@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from meddet_yolo.data.convert_records import Collection, ImageIndex, Item, NamedBox, split_of
+from meddet_yolo.data.convert_records import Collection, ImageIndex, Item, NamedBox
 
 __all__ = ["read_voc"]
 
@@ -33,7 +33,7 @@ def read_voc(files: Sequence[Path], root: Path, images: ImageIndex) -> Collectio
         except (ElementTree.ParseError, ValueError, FileNotFoundError) as error:
             collection.leave_out(file, str(error))
             continue
-        item.split = splits.get(file.stem) or split_of(file.relative_to(root)) or split_of(item.path)
+        item.split = splits.get(file.stem) or collection.part_of(file) or collection.part_of(item.path)
         collection.items.append(item)
     from_zero = any(min(box.xyxy[:2]) < 1 for item in collection.items for box in item.boxes)
     if from_zero:

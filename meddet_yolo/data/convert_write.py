@@ -14,7 +14,7 @@ from meddet_yolo.data.convert_records import Item
 from meddet_yolo.data.convert_yolo import PATIENTS_FILE
 from meddet_yolo.data.splits import SPLITS
 
-__all__ = ["Planned", "write_data_set"]
+__all__ = ["Planned", "earlier_files", "write_data_set"]
 
 _MANIFEST = "convert.json"
 _MADE_BY = "meddet convert"
@@ -41,11 +41,11 @@ class Planned:
     rows: list[tuple[int, float, float, float, float]]
 
 
-def prepare(out: Path) -> set[str]:
-    """Make a folder, or take over one of an earlier conversion.
+def earlier_files(out: Path) -> set[str]:
+    """Return what an earlier conversion wrote to a folder, which may also be new or empty.
 
     Returns:
-        Files that the earlier conversion wrote, relative to the folder.
+        Its files, relative to the folder.
 
     Raises:
         FileExistsError: If the folder holds something else.
@@ -53,7 +53,6 @@ def prepare(out: Path) -> set[str]:
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"out={out} is a file: name a folder")
     if not out.is_dir() or not any(out.iterdir()):
-        out.mkdir(parents=True, exist_ok=True)
         return set()
     try:
         manifest = json.loads((out / _MANIFEST).read_text(encoding="utf-8"))
@@ -89,7 +88,8 @@ def write_data_set(
     Raises:
         FileExistsError: If the folder holds something that no conversion wrote.
     """
-    before = prepare(out)
+    before = earlier_files(out)
+    out.mkdir(parents=True, exist_ok=True)
     data = out / "data.yaml"
     data.unlink(missing_ok=True)
     files = {path for p in planned for path in (_image(p), _label(p))} | {PATIENTS_FILE}
