@@ -346,12 +346,16 @@ class MRINoiseConfig:
     @classmethod
     def defaults(cls) -> dict[str, float]:
         """Return every option with its default."""
-        return asdict(cls())
+        return cls().to_dict()
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> MRINoiseConfig:
         """Build from a mapping that may hold other things too."""
         return cls(**{key: options[key] for key in cls.keys() if key in options})
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the options as plain types."""
+        return asdict(self)
 
     def strengths(self) -> dict[str, float]:
         """Return the largest strength of each kind of noise."""
