@@ -72,7 +72,7 @@ Without teachers= it trains as `yolo` does. All arguments of `yolo` work: `medde
   fusion=         lwff, sum or concat           guard=          reconstruction, detection or none
   dist_weight=    weight of feature distillation                adv_weight=   weight of the adversarial term
   distill_warmup= epochs until both are at full weight          trust=true    load a teacher that is no plain checkpoint
-  mri_noise=      probability that an image gets MRI noise (mri_noise_sigma=, _bias=, _gibbs=, _ghosting=, _spikes=)
+  mri_noise=      probability that an image gets MRI noise (of strength mri_noise_sigma= and others)
 and more, each described in the README and in the commented recipe `cfg=default.yaml`.
 What meddet does not know (track, other tasks, ...) goes to Ultralytics, whose benchmark is `yolo benchmark`.
 For research only: this is no medical device."""

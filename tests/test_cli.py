@@ -307,7 +307,7 @@ def test_help_is_ours_and_fits_a_terminal(capsys, args):
 
 def test_help_names_only_keys_that_exist():
     keys = set(re.findall(r"\b(\w+)=", cli.HELP.split("Distillation adds")[1]))
-    assert keys - {"cfg"} <= DistillConfig.keys()
+    assert keys - {"cfg"} <= meddet_yolo.model.OWN_KEYS["train"]
 
 
 def test_version_names_what_it_stands_on(capsys):
