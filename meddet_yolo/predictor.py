@@ -85,15 +85,18 @@ class SliceResults(Results):
         return result
 
     def plot(self, *args: Any, **kwargs: Any) -> np.ndarray:
-        """Draw the boxes as `Results.plot` does, small slices enlarged so that labels do not hide them."""
-        factor = max(1, round(SHOWN_SIDE / max(self.orig_shape)))
-        if factor == 1 or kwargs.get("img") is not None:
+        """Draw the boxes as `Results.plot` does, with the patient's sides at the picture's edges.
+
+        Small slices are enlarged, so that labels do not hide them.
+        """
+        if kwargs.get("img") is not None or self.orig_img.shape[2] != 3:
             return np.asarray(super().plot(*args, **kwargs))
+        factor = max(1, round(SHOWN_SIDE / max(self.orig_shape)))
         image = cv2.resize(self.orig_img, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
         boxes = None if self.boxes is None else self.boxes.data.clone()
         if boxes is not None:
             boxes[:, :4] *= factor
-        large = Results(image if image.ndim == 3 else image[..., None], path=self.path, names=self.names, boxes=boxes)
+        large = Results(_marked(image, self.slice), path=self.path, names=self.names, boxes=boxes)
         return np.asarray(large.plot(*args, **kwargs))
 
     @property
@@ -155,6 +158,22 @@ class SliceResults(Results):
             "source": None if part.reference is None else asdict(part.reference),
             "boxes": boxes,
         }
+
+
+def _marked(image: np.ndarray, part: Slice) -> np.ndarray:
+    """Write the patient's sides, and how far to the left or right a sagittal slice lies, at a picture's edges."""
+    height, width = image.shape[:2]
+    texts = []
+    for edge, letter in (part.geometry.edges or {}).items():
+        x = {"left": 6, "right": width - 22}.get(edge, width // 2)
+        y = {"top": 22, "bottom": height - 8}.get(edge, height // 2)
+        texts.append((letter, (x, y)))
+    if part.offset_mm is not None:
+        side = "L" if part.offset_mm > 0 else "R"
+        texts.append((f"{abs(part.offset_mm):.1f} mm {side}" if part.offset_mm else "middle", (6, height - 8)))
+    for text, place in texts:
+        cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 220, 255), 1, cv2.LINE_AA)
+    return image
 
 
 def level_of(name: str) -> str | None:
