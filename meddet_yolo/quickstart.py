@@ -1,7 +1,7 @@
-"""The main job end to end on drawn images: train two teachers, distil a student, lay all of them side by side.
+"""The main job end to end on generated images: train two teachers, distil a student, lay all of them side by side.
 
 It shows that everything works together, in minutes and without a download. It is no evidence for the method: one seed
-on schematic pictures.
+on images of no patient.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _TRAINING: dict[str, Any] = {
 def quickstart(
     out: str | Path = "quickstart-out",
     epochs: int = 24,
-    imgsz: int = 128,
+    imgsz: int = 160,
     patients: int = 24,
     seed: int = 0,
     device: str | int = "cpu",
@@ -57,7 +57,7 @@ def quickstart(
         out: Folder for everything. It must be new, empty or an earlier run with the same arguments.
         epochs: Epochs of each of the four trainings, at least 1.
         imgsz: Image size in pixels, a multiple of 32.
-        patients: Number of drawn patients, at least 2, three images each; a quarter is for validation.
+        patients: Number of generated patients, at least 2, three images each; a quarter is for validation.
         seed: Seed of the data and of the trainings.
         device: Where to run, as Ultralytics takes it.
 
@@ -205,7 +205,7 @@ def _verdict(reports: list[Any]) -> str:
     gain = by_name["student distilled"].map50_95 - by_name["student alone"].map50_95
     return (
         f"Distillation changed the student's mAP50-95 by {gain:+.3f}; "
-        "one seed on drawn images shows that the parts work together, not how well the method does."
+        "one seed on generated images shows that the parts work together, not how well the method does."
     )
 
 

@@ -20,6 +20,7 @@ _PREVALENCE = np.array([0.06, 0.18, 0.34, 0.52, 0.40, 0.07])
 _BODY_HEIGHT = np.array([13.0, 12.7, 12.3, 12.6, 13.6, 15.2, 16.2, 16.8, 17.3, 17.8])
 _BODY_DEPTH = np.array([15.2, 15.3, 15.6, 16.2, 16.6, 16.8, 17.0, 17.4, 18.2, 19.0])
 _DISC_HEIGHT = np.array([5.2, 5.5, 5.6, 5.5, 5.7, 5.2, 4.5, 4.1, 4.0, 4.2])
+_MOST_NORMAL = 1.1  # millimetres by which a disc may bulge and still be normal
 # Length of the spinous processes C2 to T5 behind the canal, and how steeply they fall (mm down per mm back).
 _SPINOUS_LENGTH = np.array([18.0, 11.5, 12.5, 15.0, 21.0, 27.0, 28.0, 28.0, 28.0, 28.0, 27.0])
 _SPINOUS_FALL = np.array([0.45, 0.35, 0.35, 0.35, 0.38, 0.42, 0.55, 0.70, 0.85, 0.95, 1.0])
@@ -99,7 +100,7 @@ def draw_anatomy(rng: np.random.Generator, difficulty: float) -> Anatomy:
     heights = _BODY_HEIGHT * np.clip(rng.normal(1.0, 0.05), 0.88, 1.12) * rng.normal(1.0, 0.02, len(BODIES))
     depths = _BODY_DEPTH * np.clip(rng.normal(1.0, 0.05), 0.88, 1.12) * rng.normal(1.0, 0.015, len(BODIES))
     discs = _draw_discs(rng, difficulty)
-    canal = float(np.clip(rng.normal(13.6, 1.0), 11.6, 16.0))
+    canal = float(np.clip(rng.normal(13.3, 1.2), 11.0, 16.0))
     marrow = np.clip(rng.normal(0.50, 0.10), 0.30, 0.72)
     fat = np.clip(rng.normal(0.92, 0.10), 0.70, 1.15)
     weight = rng.normal(0.0, 1.0)
@@ -118,7 +119,7 @@ def draw_anatomy(rng: np.random.Generator, difficulty: float) -> Anatomy:
         spinous_fall=tuple(float(v) for v in _SPINOUS_FALL + rng.normal(0.0, 0.09, len(_SPINOUS_FALL))),
         canal=canal,
         cord=float(np.clip(rng.normal(7.4, 0.45), 6.2, min(8.6, 0.64 * canal))),
-        cord_place=float(np.clip(rng.normal(0.42, 0.10), 0.2, 0.65)),
+        cord_place=float(np.clip(rng.normal(0.40, 0.14), 0.08, 0.7)),
         fat_back=float(np.clip(7.0 + 3.5 * weight + rng.normal(0, 1.5), 2.5, 20.0)),
         fat_front=float(np.clip(5.0 + 2.0 * weight + rng.normal(0, 1.0), 2.0, 13.0)),
         neck_back=float(np.clip(62.0 + 6.0 * weight + rng.normal(0, 3.0), 50.0, 82.0)),
@@ -173,13 +174,14 @@ def _draw_discs(rng: np.random.Generator, difficulty: float) -> tuple[Disc, ...]
 
 def _normal_disc(rng: np.random.Generator, difficulty: float, height: float, youth: float, worn: bool) -> Disc:
     """Draw a disc without herniation; a worn one is dark and flat and may bulge a little all round."""
-    degeneration = float(rng.uniform(0.3, 0.8) if worn else rng.uniform(0.0, 0.25))
+    degeneration = float(rng.uniform(0.3, 0.8) if worn else rng.uniform(0.0, 0.2 + 0.2 * difficulty))
+    bulge = rng.uniform(0.0, 0.25) + degeneration * difficulty * rng.uniform(0.4, 2.6)
     return Disc(
         height=float(height * (1 - 0.22 * degeneration) * rng.normal(1.0, 0.04)),
         nucleus=float(youth * (1 - 0.6 * degeneration) * rng.normal(1.0, 0.05)),
         grade=0,
         extrusion=False,
-        bulge=float(rng.uniform(0.0, 0.25) + degeneration * difficulty * rng.uniform(0.4, 2.2)),
+        bulge=float(min(bulge, _MOST_NORMAL)),
         reach=float(height * rng.uniform(1.0, 1.4)),
         wander=0.0,
         lateral=0.0,
@@ -190,13 +192,13 @@ def _normal_disc(rng: np.random.Generator, difficulty: float, height: float, you
 
 def _herniated_disc(rng: np.random.Generator, difficulty: float, height: float, youth: float) -> Disc:
     """Draw a herniated disc of a random grade."""
-    subtle, severe = 0.10 + 0.50 * difficulty, 0.45 - 0.40 * difficulty
+    subtle, severe = 0.10 + 0.60 * difficulty, 0.45 - 0.40 * difficulty
     grade = 1 + int(rng.choice(3, p=[subtle, 1 - subtle - severe, severe]))
-    least = 2.3 - 1.2 * difficulty  # the most subtle: 1.7 mm at the default
-    low, high = ((least, least + 0.7), (least + 0.7, 3.6), (3.6, 5.2))[grade - 1]
+    least = 2.0 - 1.0 * difficulty  # the most subtle: 1.5 mm at the default
+    low, high = ((least, least + 0.7), (least + 0.7, 3.4), (3.4, 5.0))[grade - 1]
     bulge = float(rng.uniform(low, high))
     extrusion = bool(rng.random() < (0.0, 0.35, 0.7)[grade - 1])
-    degeneration = float(rng.uniform(0.30 - 0.4 * difficulty + 0.1 * grade, 0.70 + 0.08 * grade))
+    degeneration = float(rng.uniform(0.30 - 0.5 * difficulty + 0.1 * grade, 0.70 + 0.08 * grade))
     return Disc(
         height=float(height * (1 - 0.30 * degeneration) * rng.normal(1.0, 0.04)),
         nucleus=float(youth * (1 - 0.62 * degeneration) * rng.normal(1.0, 0.05)),

@@ -47,7 +47,7 @@ def draw_protocol(rng: np.random.Generator, difficulty: float, fov: tuple[float,
     """Draw how a patient is scanned; noise and artefacts grow with `difficulty` (0 to 1)."""
     view = float(rng.uniform(*fov))
     stray = min(6.0, 2.0 + 0.06 * (view - 140.0))  # close views leave little room beside the discs
-    read = int(rng.choice([256, 288, 320, 352, 384, 448]))
+    read = int(rng.choice([240, 256, 288, 320, 352, 400]))
     phase = int(2 * round(0.5 * read * rng.uniform(0.65, 0.92)))
     strength = 0.35 + 1.3 * difficulty
     return Protocol(
@@ -55,8 +55,8 @@ def draw_protocol(rng: np.random.Generator, difficulty: float, fov: tuple[float,
         matrix=(phase, read),
         phase_vertical=bool(rng.random() < 0.65),
         window_filter=float(rng.uniform(0.1, 0.8)),
-        noise=float(strength * rng.uniform(0.012, 0.045)),
-        ghost=float(strength * rng.gamma(1.2, 0.028)),
+        noise=float(strength * rng.uniform(0.015, 0.055)),
+        ghost=float(strength * rng.gamma(1.2, 0.035)),
         ghost_period=float(rng.uniform(3.0, 14.0)),
         coil=tuple(float(v) for v in (rng.uniform(0.35, 1.3), *rng.uniform(-0.18, 0.18, 3))),
         saturation=float(rng.uniform(0.12, 0.5) if rng.random() < 0.35 else 1.0),
@@ -65,7 +65,7 @@ def draw_protocol(rng: np.random.Generator, difficulty: float, fov: tuple[float,
         white=float(rng.uniform(0.78, 1.05)),
         centre=float(rng.uniform(-1.2, 1.2)),
         gap=float(rng.uniform(1.8, 2.8)),
-        thickness=float(rng.uniform(2.0, 4.5)),
+        thickness=float(rng.uniform(2.5, 5.0)),
         slope=float(rng.uniform(-0.015, 0.015)),
         turn=float(rng.normal(0.0, 0.04)),
         aim=tuple(float(v) for v in stray * np.clip(rng.standard_normal(2), -2.0, 2.0)),
