@@ -41,6 +41,7 @@ _OWN_COMMANDS = {
     "convert": ("meddet_yolo.data.convert", "convert_command"),
     "phantom": ("meddet_yolo.data.phantom", "generate_phantom"),
     "quickstart": ("meddet_yolo.quickstart", "quickstart"),
+    "slices": ("meddet_yolo.data.pictures", "write_pictures"),
 }
 _OTHER_FAMILIES = ("rtdetr", "fastsam", "sam_", "sam2_", "sam2.1_", "sam3", "mobile_sam", "yolo_nas")
 _MESSAGE_LIMIT = 300
@@ -64,6 +65,7 @@ meddet: distil several YOLO detectors into one small one, inside Ultralytics
   meddet convert source=PATH out=DIR [patient=...] [val=0.2]     COCO, VOC, CSV or masks to YOLO, split by patient
   meddet convert source=d.yaml check=True       look for leaks, duplicates and suspicious labels
   meddet info [model=a.yaml,b.pt] [imgsz=512] [nc=2]      parameters and multiply-adds, beside the paper's
+  meddet slices source=series/ out=DIR [slices=all]     DICOM or NIfTI slices as PNG, to draw labels on
   meddet settings [key=value | reset]           Ultralytics' settings
   meddet version | checks | help
 
