@@ -62,11 +62,16 @@ def signal_level(image: np.ndarray) -> float:
         >>> signal_level(image), signal_level(np.pad(image, 64))
         (120.0, 120.0)
     """
-    if image.size == 0:
-        return 0.0
-    bright = float(np.percentile(image, 99.9)) or float(image.max())
-    tissue = image[image > _BACKGROUND * bright]
+    tissue = image[_tissue(image)]
     return float(np.median(tissue)) if tissue.size else 0.0
+
+
+def _tissue(image: np.ndarray) -> np.ndarray:
+    """Return which pixels are tissue."""
+    if image.size == 0:
+        return np.zeros(image.shape, bool)
+    bright = float(np.percentile(image, 99.9)) or float(image.max())
+    return np.asarray(image > _BACKGROUND * bright)
 
 
 # One plane, float32 in, float32 out -----------------------------------------------------------------------------------
@@ -93,8 +98,8 @@ def bias_field(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.
 
     Args:
         image: Image of shape (H, W), values at least 0.
-        sigma: Greatest relative change of brightness, at least 0: the field lies in [1 / (1 + sigma), 1 + sigma] and
-            reaches one of the two.
+        sigma: Greatest relative change of the brightness of tissue, at least 0: the field lies in
+            [1 / (1 + sigma), 1 + sigma] and reaches one of the two.
         rng: Source of the polynomial's coefficients.
 
     Returns:
@@ -105,8 +110,12 @@ def bias_field(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.
     coefficients[rows + columns > _DEGREE] = 0
     coefficients[0, 0] = 0  # a factor for the whole image is no shading
     field = legendre_field(image.shape, coefficients)
-    extreme = float(np.abs(field).max(initial=0)) or 1.0
-    return image * np.exp(field * (math.log1p(sigma) / extreme)).astype(np.float32)
+    tissue = _tissue(image)
+    if not tissue.any():
+        return image
+    field -= field[tissue].mean()
+    field = np.clip(field / (np.abs(field[tissue]).max() or 1.0), -1, 1)
+    return image * np.exp(field * math.log1p(sigma)).astype(np.float32)
 
 
 def legendre_field(shape: tuple[int, ...], coefficients: np.ndarray) -> np.ndarray:
