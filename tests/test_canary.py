@@ -78,9 +78,7 @@ def test_layers_carry_their_routing() -> None:
     head = DetectionModel("yolo11n.yaml", verbose=False).model[-1]
     for name in ("i", "f", "np", "type"):
         holds(hasattr(head, name), f"built layers have no attribute {name!r}", "registry (_Row.build)")
-    holds(
-        (head.i, head.f) == (23, [16, 19, 22]), f"routing is {head.i}, {head.f}", "registry and distill/teachers.py"
-    )
+    holds((head.i, head.f) == (23, [16, 19, 22]), f"routing is {head.i}, {head.f}", "registry and distill/teachers.py")
 
 
 def test_the_model_table_starts_lines_with_the_row_number() -> None:

@@ -138,7 +138,7 @@ class GFLDetect(Detect):
 
     Args:
         nc: Number of classes, >= 1.
-        ch: Channels of the levels, all the same, a multiple of 32.
+        ch: Channels of the levels, all the same, a multiple of 32 and at least 64.
         reg_max: Largest distance in cells.
         stack: Convolutions of a tower, >= 2.
         branches: Towers that end in nmODE²: any of "cls" and "reg"; none by default.
@@ -151,8 +151,8 @@ class GFLDetect(Detect):
         ValueError: If an argument is out of its range.
 
     Examples:
-        >>> head = GFLDetect(nc=2, ch=(32, 32)).train()
-        >>> preds = head([torch.zeros(1, 32, 8, 8), torch.zeros(1, 32, 4, 4)])
+        >>> head = GFLDetect(nc=2, ch=(64, 64)).train()
+        >>> preds = head([torch.zeros(1, 64, 8, 8), torch.zeros(1, 64, 4, 4)])
         >>> preds["boxes"].shape, preds["scores"].shape
         (torch.Size([1, 68, 80]), torch.Size([1, 2, 80]))
     """
@@ -171,8 +171,10 @@ class GFLDetect(Detect):
         nn.Module.__init__(self)  # not that of Detect, which would build its own layers
         ch = list(ch)
         branches = (branches,) if isinstance(branches, str) else tuple(branches)
-        if not ch or len(set(ch)) != 1 or ch[0] % GROUPS:
-            raise ValueError(f"GFLDetect reads levels of one width, a multiple of {GROUPS}, got channels {ch}")
+        if len(set(ch)) != 1 or ch[0] % GROUPS or ch[0] < 2 * GROUPS:  # a group of one value cannot be normalised
+            raise ValueError(
+                f"GFLDetect reads levels of one width, a multiple of {GROUPS} and at least {2 * GROUPS}, got {ch}"
+            )
         if reg_max < 1 or stack < 2:
             raise ValueError(f"expected reg_max >= 1 and stack >= 2, got reg_max={reg_max}, stack={stack}")
         if unknown := [b for b in branches if b not in BRANCHES]:

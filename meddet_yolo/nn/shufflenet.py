@@ -17,6 +17,16 @@ _STEM = 24
 _STAGES = ((240, 4), (480, 8), (960, 4))  # channels and units
 
 
+def shuffle(x: Tensor) -> Tensor:
+    """Interleave the channels of the groups of a map (B, C, H, W); torch's own operator cannot be exported to ONNX.
+
+    Examples:
+        >>> shuffle(torch.arange(6.0).view(1, 6, 1, 1)).flatten().tolist()
+        [0.0, 2.0, 4.0, 1.0, 3.0, 5.0]
+    """
+    return x.unflatten(1, (_GROUPS, -1)).transpose(1, 2).flatten(1, 2)
+
+
 class ShuffleUnit(nn.Module):
     """Grouped 1x1 convolution, channel shuffle, depthwise 3x3 convolution, grouped 1x1 convolution, and a short cut.
 
@@ -48,8 +58,7 @@ class ShuffleUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, c1, H, W) to (B, c2, H / stride, W / stride)."""
-        y = F.channel_shuffle(self.compress(x), _GROUPS)
-        y = self.expand(self.depthwise(y))
+        y = self.expand(self.depthwise(shuffle(self.compress(x))))
         if self.stride == 2:
             return F.relu(torch.cat([F.avg_pool2d(x, 3, stride=2, padding=1), y], 1))
         return F.relu(x + y)

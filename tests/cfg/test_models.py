@@ -24,7 +24,7 @@ def shapes(model: torch.nn.Module) -> dict[str, torch.Size]:
 
 
 def test_every_planned_file_is_shipped() -> None:
-    assert {p.stem for p in MODELS_DIR.glob("*.yaml")} == set(STOCK)
+    assert {p.stem for p in MODELS_DIR.glob("*.yaml") if "gfl" not in p.stem} == set(STOCK)  # those: test_gfl_models.py
 
 
 @pytest.mark.parametrize("name", STOCK)
@@ -59,7 +59,7 @@ def test_builds_by_bare_name_and_runs(name: str, tmp_path: Path, monkeypatch: py
 
 
 def test_one_scale_a_file_and_options_spelt_out() -> None:
-    for path in MODELS_DIR.glob("*.yaml"):
+    for path in (MODELS_DIR / f"{name}.yaml" for name in STOCK):
         config = YAML.load(path)
         assert list(config["scales"]) == [path.stem[-1]]
         _, repeats, layer, args = config["head"][-1]
