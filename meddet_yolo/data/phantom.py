@@ -48,7 +48,7 @@ def generate_phantom(
         preset: `paper` (914 patients, 1,848 images of 512 pixels, field of view 185 to 250 mm), `small` (240 patients,
             256 pixels, 160 to 200 mm) or `tiny` (24 patients, 160 pixels, 140 to 165 mm).
         slices: Images per patient, 1 to 5, neighbours within 4 mm of the middle; 20 in 914 patients have one more.
-        difficulty: 0 (every herniation large and dark, every normal disc bright, little noise) to 1 (half of the
+        difficulty: 0 (every herniation large and dark, every normal disc bright, little noise) to 1 (nine tenths of the
             herniations subtle, many worn and bulging normal discs, much noise and motion).
         val_fraction: Share of the training part's patients that goes to validation, above 0.
         test_fraction: Share of all patients that is kept for testing.

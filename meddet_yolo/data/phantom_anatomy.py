@@ -20,7 +20,7 @@ _PREVALENCE = np.array([0.06, 0.18, 0.34, 0.52, 0.40, 0.07])
 _BODY_HEIGHT = np.array([13.0, 12.7, 12.3, 12.6, 13.6, 15.2, 16.2, 16.8, 17.3, 17.8])
 _BODY_DEPTH = np.array([15.2, 15.3, 15.6, 16.2, 16.6, 16.8, 17.0, 17.4, 18.2, 19.0])
 _DISC_HEIGHT = np.array([5.2, 5.5, 5.6, 5.5, 5.7, 5.2, 4.5, 4.1, 4.0, 4.2])
-_MOST_NORMAL = 1.1  # millimetres by which a disc may bulge and still be normal
+_MOST_NORMAL = 1.2  # millimetres by which a disc may bulge and still be normal
 # Length of the spinous processes C2 to T5 behind the canal, and how steeply they fall (mm down per mm back).
 _SPINOUS_LENGTH = np.array([18.0, 11.5, 12.5, 15.0, 21.0, 27.0, 28.0, 28.0, 28.0, 28.0, 27.0])
 _SPINOUS_FALL = np.array([0.45, 0.35, 0.35, 0.35, 0.38, 0.42, 0.55, 0.70, 0.85, 0.95, 1.0])
@@ -39,7 +39,9 @@ class Disc:
     wander: float  # how far down (positive) or up the part's middle lies from the disc's
     lateral: float  # its middle, left to right, from the mid-sagittal plane
     spread: float  # standard deviation of its depth, left to right
-    degeneration: float  # 0 to 1: endplates, osteophytes and marrow follow it
+    degeneration: float  # 0 to 1: osteophytes and marrow follow it
+    front: float  # how far the disc bulges to the front
+    endplate: float  # how much thicker than usual the dark endplates beside it are
 
     @property
     def herniated(self) -> bool:
@@ -61,6 +63,7 @@ class Anatomy:
     marrow_patch: tuple[float, ...]  # change of signal beside the endplates of each disc, below 0 dark, above 0 bright
     spinous_length: tuple[float, ...]
     spinous_fall: tuple[float, ...]
+    ligament: float  # thickness of the ligament before the bodies, as dark as the rim of a disc
     canal: float  # from front to back at C4
     cord: float  # from front to back at C4
     cord_place: float  # 0 at the front of the canal, 1 at its rear
@@ -117,6 +120,7 @@ def draw_anatomy(rng: np.random.Generator, difficulty: float) -> Anatomy:
         ),
         spinous_length=tuple(float(v) for v in _SPINOUS_LENGTH * rng.normal(1.0, 0.11, len(_SPINOUS_LENGTH))),
         spinous_fall=tuple(float(v) for v in _SPINOUS_FALL + rng.normal(0.0, 0.09, len(_SPINOUS_FALL))),
+        ligament=float(rng.uniform(0.3, 0.6 + 1.4 * difficulty)),
         canal=canal,
         cord=float(np.clip(rng.normal(7.4, 0.45), 6.2, min(8.6, 0.64 * canal))),
         cord_place=float(np.clip(rng.normal(0.40, 0.14), 0.08, 0.7)),
@@ -167,7 +171,7 @@ def _draw_discs(rng: np.random.Generator, difficulty: float) -> tuple[Disc, ...]
         if sick:
             discs.append(_herniated_disc(rng, difficulty, height, youth))
         else:
-            worn = rng.random() < (0.05 + 0.8 * difficulty) * (0.4 + 0.8 * age)
+            worn = rng.random() < (0.05 + 0.9 * difficulty) * (0.4 + 0.8 * age)
             discs.append(_normal_disc(rng, difficulty, height, youth, worn))
     return tuple(discs)
 
@@ -175,7 +179,7 @@ def _draw_discs(rng: np.random.Generator, difficulty: float) -> tuple[Disc, ...]
 def _normal_disc(rng: np.random.Generator, difficulty: float, height: float, youth: float, worn: bool) -> Disc:
     """Draw a disc without herniation; a worn one is dark and flat and may bulge a little all round."""
     degeneration = float(rng.uniform(0.3, 0.8) if worn else rng.uniform(0.0, 0.2 + 0.2 * difficulty))
-    bulge = rng.uniform(0.0, 0.25) + degeneration * difficulty * rng.uniform(0.4, 2.6)
+    bulge = rng.uniform(0.0, 0.3) + 2.0 * difficulty * degeneration * rng.uniform(0.4, 2.0)
     return Disc(
         height=float(height * (1 - 0.22 * degeneration) * rng.normal(1.0, 0.04)),
         nucleus=float(youth * (1 - 0.6 * degeneration) * rng.normal(1.0, 0.05)),
@@ -187,14 +191,16 @@ def _normal_disc(rng: np.random.Generator, difficulty: float, height: float, you
         lateral=0.0,
         spread=20.0,
         degeneration=degeneration,
+        front=float(rng.uniform(0.0, 0.3 + 2.4 * difficulty * degeneration)),
+        endplate=float(rng.uniform(0.0, 0.2 + 1.6 * difficulty * degeneration)),
     )
 
 
 def _herniated_disc(rng: np.random.Generator, difficulty: float, height: float, youth: float) -> Disc:
     """Draw a herniated disc of a random grade."""
-    subtle, severe = 0.10 + 0.60 * difficulty, 0.45 - 0.40 * difficulty
+    subtle, severe = 0.10 + 0.80 * difficulty, 0.40 - 0.40 * difficulty
     grade = 1 + int(rng.choice(3, p=[subtle, 1 - subtle - severe, severe]))
-    least = 2.0 - 1.0 * difficulty  # the most subtle: 1.5 mm at the default
+    least = 1.9 - 0.9 * difficulty  # the most subtle: 1.45 mm at the default
     low, high = ((least, least + 0.7), (least + 0.7, 3.4), (3.4, 5.0))[grade - 1]
     bulge = float(rng.uniform(low, high))
     extrusion = bool(rng.random() < (0.0, 0.35, 0.7)[grade - 1])
@@ -208,6 +214,8 @@ def _herniated_disc(rng: np.random.Generator, difficulty: float, height: float, 
         reach=float(height * (rng.uniform(1.5, 2.0) if extrusion else rng.uniform(1.15, 1.55))),
         wander=float(rng.normal(0.0, 1.6) if extrusion else rng.normal(0.0, 0.35)),
         lateral=float(rng.uniform(-1.5, 1.5)),
-        spread=float(rng.uniform(7.0, 11.0)),
+        spread=float(rng.uniform(9.0, 14.0)),
         degeneration=degeneration,
+        front=float(rng.uniform(0.0, 0.3 + 2.4 * difficulty * degeneration)),
+        endplate=float(rng.uniform(0.0, 0.2 + 1.6 * difficulty * degeneration)),
     )

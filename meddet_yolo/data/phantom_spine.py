@@ -163,6 +163,9 @@ def _bodies(canvas: Canvas, t: Tissues, rng: np.random.Generator) -> None:
     a, column = canvas.column.anatomy, canvas.column
     heights = np.diff(column.bodies, axis=1)[:, 0]
     middles = column.bodies.mean(1)
+    s = np.arange(-12.0, 200.0, 3.0)
+    front_wall = np.interp(s, middles, np.array(a.slip) - 0.5 * column.depths)
+    canvas.band(s, front_wall - 0.6 - a.ligament, front_wall + 1.0, t.ligament)
     canvas.blob([(-40, -9), (-34, -5.5), (-22, -6), (-15, -9), (-20, -13), (-30, -15), (-38, -14)], t.soft)
     canvas.blob([(-46, -3), (-38, -7), (-40, 3), (-44, 4)], t.deep_fat)
     canvas.blob(_axis(column.depths[0], 0.75), t.cortex)
@@ -180,6 +183,11 @@ def _bodies(canvas: Canvas, t: Tissues, rng: np.random.Generator) -> None:
         canvas.blob(body_outline(*size, waist, lip, 0.62) + place, t.cortex)
         canvas.blob(body_outline(*size, waist, lip, -0.18) + place, t.marrow[number])
         for disc, side in ((number - 1, -1.0), (number, 1.0)):
+            if disc < len(a.discs):
+                edge, half = side * 0.5 * heights[number], 0.5 * column.depths[number]
+                inner = edge - side * (a.discs[disc].endplate + 0.5)
+                plate = np.array([(edge, -half), (edge, half), (inner, 0.8 * half), (inner, -0.8 * half)])
+                canvas.fill(plate + place, t.cortex)
             if disc < len(a.discs) and a.marrow_patch[disc]:
                 edge = side * (0.5 * heights[number] - 1.9)
                 patch = ellipse(edge, rng.uniform(-2, 2), 1.3, 0.36 * column.depths[number])
@@ -208,7 +216,7 @@ def _discs(canvas: Canvas, plane: Plane, t: Tissues) -> None:
         middle, half = 0.5 * (top + bottom), 0.5 * (bottom - top)
         depth = 0.5 * (column.depths[number] + column.depths[number + 1])
         slip = 0.5 * (column.anatomy.slip[number] + column.anatomy.slip[number + 1])
-        front = slip - 0.5 * depth - 0.35 - 0.5 * disc.degeneration
+        front = slip - 0.5 * depth - 0.35 - disc.front
         rear = slip + 0.5 * depth
         h = max(half - 0.42, 0.9)
         flat = np.array([(middle - 0.80 * h, front + 0.2), (middle - 1.12 * h, front + 0.35 * depth),

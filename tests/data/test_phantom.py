@@ -167,22 +167,23 @@ def test_six_discs_lie_in_the_image_one_below_the_other(seed, difficulty, imgsz,
 def test_a_herniation_is_dark_where_fluid_would_be():
     """Behind a normal disc lies bright fluid; in the rear part of a herniation's box lies dark disc."""
     hernia, fluid = [], []
-    for number in range(25):
+    for number in range(30):
         patient = _study().patient(number)
         scanned = patient.image(0, 512)
         pixels = 512 / patient.protocol.fov  # a millimetre
         for disc, (_, y1, x2, y2) in zip(patient.anatomy.discs, 512 * scanned.boxes, strict=False):
             y = int((y1 + y2) / 2)
             row = scanned.image[y - 1 : y + 2]
-            if disc.bulge > 2.5 and not disc.extrusion:
-                hernia.append(row[:, int(x2 - 1.8 * pixels) : int(x2 - 0.6 * pixels)].mean())
+            if disc.herniated and not disc.extrusion:
+                deep = disc.bulge * pixels
+                hernia.append(row[:, round(x2 - 0.8 * deep) : round(x2 - 0.2 * deep)].mean())
             elif disc.bulge < 0.4:
                 fluid.append(row[:, int(x2 + 1.0 * pixels) : int(x2 + 2.6 * pixels)].mean())
-    assert len(hernia) > 10
+    assert len(hernia) > 20  # of all grades
     assert len(fluid) > 30
     assert np.mean(hernia) < 0.5 * np.mean(fluid)
-    # Any one herniation can be told from nearly all fluid.
-    assert np.mean(np.array(hernia)[:, None] < np.array(fluid)) > 0.97
+    # Any one herniation, subtle ones included, can be told from nearly all fluid: the class is in the image.
+    assert np.mean(np.array(hernia)[:, None] < np.array(fluid)) > 0.99
 
 
 def test_difficulty_makes_findings_smaller_and_images_noisier():
