@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import cv2
 import numpy as np
 
 __all__ = [
@@ -63,14 +64,20 @@ def signal_level(image: np.ndarray) -> float:
         (120.0, 120.0)
     """
     tissue = image[_tissue(image)]
-    return float(np.median(tissue)) if tissue.size else 0.0
+    return _quantile(tissue, 0.5) if tissue.size else 0.0
+
+
+def _quantile(values: np.ndarray, share: float) -> float:
+    """Return the value below which a share of the values lies; many times faster than NumPy's, which interpolates."""
+    rank = int(share * (values.size - 1))
+    return float(np.partition(values.ravel(), rank)[rank])
 
 
 def _tissue(image: np.ndarray) -> np.ndarray:
     """Return which pixels are tissue."""
     if image.size == 0:
         return np.zeros(image.shape, bool)
-    bright = float(np.percentile(image, 99.9)) or float(image.max())
+    bright = _quantile(image, 0.999) or float(image.max())
     return np.asarray(image > _BACKGROUND * bright)
 
 
@@ -90,7 +97,7 @@ def rician_noise(image: np.ndarray, sigma: float, rng: np.random.Generator) -> n
         Image of shape (H, W), float32.
     """
     noise = rng.standard_normal((2, *image.shape), dtype=np.float32) * np.float32(sigma * signal_level(image))
-    return np.hypot(image + noise[0], noise[1], dtype=np.float32)
+    return np.asarray(cv2.magnitude(image + noise[0], noise[1]))
 
 
 def bias_field(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
@@ -170,7 +177,7 @@ def motion_ghosting(image: np.ndarray, sigma: float, rng: np.random.Generator) -
     shift = max(1, round(rng.uniform(*_SHIFT) * image.shape[axis]))
     forward, backward = np.roll(image, shift, axis), np.roll(image, -shift, axis)
     real = image + np.float32(sigma * math.cos(phase)) * (forward + backward)
-    return np.hypot(real, np.float32(sigma * math.sin(phase)) * (forward - backward), dtype=np.float32)
+    return np.asarray(cv2.magnitude(real, np.float32(sigma * math.sin(phase)) * (forward - backward)))
 
 
 def kspace_spikes(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
@@ -249,7 +256,7 @@ def add_noise(image: np.ndarray, noise: str, sigma: float, rng: np.random.Genera
     function = NOISES[noise]
     if image.ndim == 2:
         out = function(image.astype(np.float32), sigma, generator)
-    elif image.shape[2] == 1 or ((image[..., :1] == image[..., 1:]).all()):
+    elif all(np.array_equal(image[..., 0], image[..., channel]) for channel in range(1, image.shape[2])):
         plane = function(image[..., 0].astype(np.float32), sigma, generator)
         return np.repeat(_as_type(plane, image.dtype)[..., None], image.shape[2], axis=2)
     else:
