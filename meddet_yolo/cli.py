@@ -364,7 +364,7 @@ def _predict(model: Any, options: dict[str, Any]) -> None:
     """Predict on every image that can be read, then name those that cannot."""
     options = {"save": True, **options, "stream": True}
     done = {str(result.path) for result in model.predict(options.pop("source"), **options)}
-    _report_skipped(getattr(getattr(model.predictor, "dataset", None), "skipped", ()))
+    _report_skipped(getattr(getattr(model.predictor, "dataset", None), "skipped", ()), rest=bool(done))
     files = getattr(getattr(model.predictor, "dataset", None), "files", None) or []  # streams and arrays have none
     broken = [str(file) for file in files if str(file) not in done]
     if broken:
@@ -372,11 +372,11 @@ def _predict(model: Any, options: dict[str, Any]) -> None:
         raise ValueError(f"cannot read {broken[0]}{more}: not an image, or damaged; the others are done")
 
 
-def _report_skipped(skipped: Collection[Any]) -> None:
+def _report_skipped(skipped: Collection[Any], *, rest: bool = True) -> None:
     """End with an error that names what was left out, after the rest is done."""
     if skipped:
         more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
-        raise ValueError(f"skipped {next(iter(skipped))}{more}; the others are done")
+        raise ValueError(f"skipped {next(iter(skipped))}{more}; {'the others are done' if rest else 'nothing is left'}")
 
 
 def _train(model: Any, name: str, options: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.patches import imread
 
+from meddet_yolo.data.grey import checked_window
 from meddet_yolo.data.privacy import redact
 from meddet_yolo.data.volumes import Found, Skipped, Slice, Volume, find_volumes, holds_volumes
 
@@ -54,13 +55,7 @@ class VolumeSource:
         Raises:
             ValueError: If the window is none.
         """
-        window = self.window
-        if isinstance(window, (list, tuple)) and len(window) == 2 and float(window[1]) > 0:
-            object.__setattr__(self, "window", (float(window[0]), float(window[1])))
-        elif window not in ("header", "percentile"):
-            raise ValueError(
-                f"window={window!r} is neither 'header', 'percentile' nor [centre,width] of positive width"
-            )
+        object.__setattr__(self, "window", checked_window(self.window))
 
     @staticmethod
     def holds(source: Any) -> bool:

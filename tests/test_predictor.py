@@ -22,7 +22,7 @@ from tests.dicom_files import make_dicom, make_enhanced
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CANARY = "Quietus"
-OPTIONS: dict[str, Any] = {"imgsz": 64, "conf": 1e-4, "max_det": 5, "verbose": False}
+OPTIONS: dict[str, Any] = {"imgsz": 64, "conf": 1e-4, "max_det": 12, "verbose": False}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def study(folder: Path, pixels: np.ndarray, count: int = 3, **attributes: Any) -
 
 def boxes_of(results: list[Any]) -> np.ndarray:
     boxes = np.concatenate([r.boxes.data.numpy() for r in results])
-    assert len(boxes) > 2 and np.ptp(boxes[:, :4], axis=0).min() > 1  # they would show a wrong place
+    assert len(boxes) > 2 and (np.ptp(boxes[:, :4], axis=0) > 1).sum() > 2  # they would show a wrong place
     return boxes
 
 
@@ -210,7 +210,7 @@ def test_the_patient_is_in_no_log_no_name_no_picture_and_no_file(
     [
         (["slices=some"], "slices='some' is neither"),
         (["window=wide"], "window='wide' is neither"),
-        (["window=[10,0]"], "of positive width"),
+        (["window=[10,0]"], "with a width above 0"),
     ],
 )
 def test_wrong_arguments_are_refused(

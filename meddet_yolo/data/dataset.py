@@ -14,6 +14,7 @@ from ultralytics.data.utils import get_split_fraction, img2label_paths
 from ultralytics.utils import LOGGER, TQDM, USER_CONFIG_DIR, colorstr
 from ultralytics.utils.patches import imread
 
+from meddet_yolo.data.grey import checked_window
 from meddet_yolo.data.mri_noise import MRINoise, MRINoiseConfig
 from meddet_yolo.data.slice_cache import cache_slices
 from meddet_yolo.data.volumes import CACHE_SUFFIX, Skipped, volume_files
@@ -47,18 +48,17 @@ class MedDetDataset(YOLODataset):
 
         Raises:
             FileNotFoundError: If there is no image.
-            ValueError: If there are only DICOM or NIfTI files, and none can be used.
+            ValueError: If there are only DICOM or NIfTI files, and none can be used, or `slices` or `window` is wrong.
         """
         volumes = [file for p in (img_path if isinstance(img_path, list) else [img_path]) for file in _volumes(p)]
         if not volumes:
             return list(super().get_img_files(img_path))
-        window = self.data.get("window", "header")
         found = cache_slices(
             volumes,
             label_folder=lambda folder: Path(img2label_paths([str(folder / "x.png")])[0]).parent,
             fallback=Path(USER_CONFIG_DIR) / "slices",
             slices=self.data.get("slices", "labelled"),
-            window=tuple(window) if isinstance(window, list) else window,
+            window=checked_window(self.data.get("window", "header")),
             progress=lambda results, total: TQDM(results, desc=f"{self.prefix}Decoding slices...", total=total),
         )
         for item in found.skipped:

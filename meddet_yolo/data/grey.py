@@ -7,9 +7,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PERCENTILES", "percentile_grey", "scaled_grey"]
+__all__ = ["PERCENTILES", "checked_window", "percentile_grey", "scaled_grey"]
 
 PERCENTILES = (0.5, 99.5)  # our own decision; the few brightest pixels of an MR image are vessels and artefacts
+
+
+def checked_window(window: Any) -> str | tuple[float, float]:
+    """Return a user's window: "header", "percentile" or (centre, width) in the units that rescaling gives.
+
+    Raises:
+        ValueError: If it is something else, or the width is not positive.
+
+    Examples:
+        >>> checked_window("header"), checked_window([40, 400])
+        ('header', (40.0, 400.0))
+    """
+    if isinstance(window, (list, tuple)) and len(window) == 2 and float(window[1]) > 0:
+        return float(window[0]), float(window[1])
+    if window in ("header", "percentile"):
+        return str(window)
+    raise ValueError(f"window={window!r} is neither 'header', 'percentile' nor [centre,width] with a width above 0")
 
 
 def scaled_grey(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 
+from meddet_yolo.data.grey import checked_window
 from meddet_yolo.data.privacy import redact
 from meddet_yolo.data.volumes import Skipped, find_volumes
 
@@ -34,13 +35,14 @@ def write_pictures(
     Raises:
         ValueError: If a file could not be used; the others are written before.
     """
+    view = checked_window(window)
     found = find_volumes(source, slices)
     skipped = list(found.skipped)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     names: set[str] = set()
     for volume in found.volumes:
-        for item in volume.read(tuple(window) if isinstance(window, list) else window):
+        for item in volume.read(view):
             if isinstance(item, Skipped):
                 skipped.append(Skipped(Path(redact(str(item.path), found.words)), item.reason))
                 continue

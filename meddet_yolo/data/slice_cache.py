@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from meddet_yolo.data.privacy import redact
-from meddet_yolo.data.volumes import CACHE_SUFFIX, Skipped, Volume, VolumeError, open_volume, stem_of
+from meddet_yolo.data.volumes import CACHE_SUFFIX, Skipped, Volume, VolumeError, choose, open_volume, stem_of
 
 __all__ = ["CachedSlices", "cache_slices"]
 
@@ -69,6 +69,8 @@ def cache_slices(
         >>> cache_slices([], label_folder=Path, fallback=Path(tempfile.gettempdir())).labels
         {}
     """
+    if slices != "labelled":
+        choose([0.0], slices)  # refuses a wrong value before anything is decoded
     result = CachedSlices()
     folders: dict[Path, list[Path]] = defaultdict(list)
     for file in files:

@@ -404,6 +404,7 @@ def _add_series(
     if not series:
         return
     planes = {plane for _, plane in series}
+    several = sum("sagittal" not in planes or plane == "sagittal" for _, plane in series) > 1
     largest = max(series, key=lambda key: (key[1] == "sagittal", len(series[key])))
     for number, ((uid, plane), frames) in enumerate(series.items()):
         files = list(dict.fromkeys(frame.path for frame in frames))
@@ -420,5 +421,5 @@ def _add_series(
             name = public_name(stem_of(files[0]), frames[0].words, frames[0].reference.sop_instance)
         else:
             name = public_name(folder.resolve().name, found.words, uid)
-            name = name if len(series) == 1 else f"{name}_{number + 1}"
+            name = f"{name}_{number + 1}" if several else name
         found.volumes.append(_from_frames(frames, name, slices))

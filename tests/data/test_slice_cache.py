@@ -62,6 +62,11 @@ def test_other_selections(folder: Path, slices: str | int, count: int) -> None:
     assert len(cache(folder, slices=slices).labels) == count
 
 
+def test_a_wrong_selection_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="slices='labeled' is neither"):
+        cache(folder, slices="labeled")
+
+
 def test_nothing_is_decoded_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[str] = []
     original = slice_cache._decode
