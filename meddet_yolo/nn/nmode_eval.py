@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meddet_yolo.nn.nmode_closed import closed_form, packed_table, plain_table, sixteen_bit_values
+from meddet_yolo.nn.nmode_closed import FloatArray, closed_form, packed_table, plain_table, sixteen_bit_values
 
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 
@@ -134,12 +135,14 @@ def sixteen_bit_table(t_end: float, order: int, dtype: torch.dtype, device: torc
     return _CACHE.get(("sixteen", t_end, order, dtype), device, build)
 
 
-def _plain_tensors(t_end: float, order: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Values and slopes of the plain table."""
+def _plain_tensors(t_end: float, order: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Intercepts and slopes of the plain table, each of shape (rows, size + 1) with equal rows."""
     table = plain_table(t_end, order)
-    values = _CACHE.get(("values", t_end, order), device, lambda: torch.from_numpy(table.values))
-    slopes = _CACHE.get(("slopes", t_end, order), device, lambda: torch.from_numpy(table.slopes))
-    return values, slopes
+
+    def tensor(name: str, values: FloatArray) -> Tensor:
+        return _CACHE.get((name, t_end, order, rows), device, lambda: torch.from_numpy(np.tile(values, (rows, 1))))
+
+    return tensor("intercepts", table.intercepts), tensor("slopes", table.slopes)
 
 
 @torch.compiler.assume_constant_result
@@ -177,35 +180,59 @@ def _pointwise(g: Tensor, t_end: float, order: int) -> Tensor:
 def _lookup(table: Tensor, index: Tensor) -> Tensor:
     """``table[index]`` in index's memory format, without the range checks that a compiled ``table[index]`` carries."""
     if index.dim() == 4 and index.is_contiguous(memory_format=torch.channels_last):
-        return _gather(table, index.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return _take(table, index.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     if index.dim() == 0:
-        return _gather(table, index.reshape(1)).reshape(())
-    return _gather(table, index)
+        return _take(table, index.reshape(1)).reshape(())
+    return _take(table, index)
 
 
-def _gather(table: Tensor, index: Tensor) -> Tensor:
+def _take(table: Tensor, index: Tensor) -> Tensor:
     return torch.gather(table.expand(*index.shape[:-1], -1), -1, index)
 
 
 def _exportable(g: Tensor, t_end: float, order: int) -> Tensor:
-    """Linear interpolation in a table, in operations that every runtime has; float32 inside.
+    """The lines of `PlainTable`, in operations that every runtime has; float32 inside.
 
-    The argument is reduced in one multiplication, so that the error of the table is joined by that of rounding g twice,
-    1.5 * 2**-24 * |g| * max|f'|: less than what the convolution before it is uncertain by, and four operations cheaper.
+    The argument is reduced in one multiplication, which a runtime folds into the convolution before it. The error of
+    the table is so joined by that of rounding g twice, 1.5 * 2**-24 * |g| * max|f'|: less than what the convolution is
+    uncertain by.
     """
-    table = plain_table(t_end, order)
-    half = len(table.values) // 2
     turns = g.float() * (1 / math.pi)
-    x = (turns - torch.round(turns)) * table.size
-    k = torch.round(x)
-    # NaN and infinity have no index: without the limits a runtime would stop there, with them x - k carries the NaN.
-    index = (k + half).to(torch.int32).clamp(0, 2 * half).reshape(-1)
     if torch.onnx.is_in_onnx_export():
-        # GatherElements: in ONNX Runtime several times faster than Gather. In OpenVINO it is the other way round.
-        value, slope = (torch.gather(part, 0, index.to(torch.int64)) for part in _plain_tensors(t_end, order, g.device))
+        result = _lines(turns.reshape(_rows(g), -1), t_end, order, _gather_elements).reshape(g.shape)
+    elif g.dim() == 4:  # OpenVINO computes convolutions with the channels last and so need not reorder its tensors
+        turns = turns.permute(0, 2, 3, 1)
+        result = _lines(turns.reshape(1, -1), t_end, order, _gather).reshape(turns.shape).permute(0, 3, 1, 2)
     else:
-        value, slope = (torch.index_select(part, 0, index) for part in _plain_tensors(t_end, order, g.device))
-    return (value.reshape(g.shape) + (x - k) * slope.reshape(g.shape)).to(g.dtype)
+        result = _lines(turns.reshape(1, -1), t_end, order, _gather).reshape(g.shape)
+    return result.to(g.dtype)
+
+
+def _rows(g: Tensor) -> int:
+    """Rows in which ONNX Runtime's threads share the work of GatherElements, a divisor of the number of channels."""
+    with _untraced():
+        return math.gcd(g.shape[1], 4) if g.dim() > 1 else 1
+
+
+def _lines(turns: Tensor, t_end: float, order: int, look_up: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Value at ``turns``: g in units of pi, of shape (rows, N). ``look_up`` takes a table and indices, row by row."""
+    size = plain_table(t_end, order).size
+    u = turns - torch.round(turns)
+    # NaN has no cell: without the limits a runtime would stop there, with them u carries the NaN into the result.
+    cell = (u * size + size / 2).to(torch.int32).clamp(0, size)
+    with _untraced():
+        intercepts, slopes = _plain_tensors(t_end, order, turns.shape[0], turns.device)
+    return look_up(intercepts, cell) + u * look_up(slopes, cell)
+
+
+def _gather_elements(table: Tensor, cell: Tensor) -> Tensor:
+    """ONNX GatherElements: in ONNX Runtime several times faster than Gather."""
+    return torch.gather(table, 1, cell.to(torch.int64))
+
+
+def _gather(table: Tensor, cell: Tensor) -> Tensor:
+    """Gather from the only row: in OpenVINO several times faster than GatherElements."""
+    return torch.index_select(table[0], 0, cell[0])[None]
 
 
 def _series(g: Tensor, t_end: float, order: int) -> Tensor:
@@ -236,7 +263,7 @@ def _alpha_is_fused() -> bool:
 
 
 def _eager(g: Tensor, t_end: float, order: int, scale: Tensor | None) -> Tensor:
-    """Lookup piece by piece in reused buffers: the only full-sized tensor made is the result."""
+    """Lookup piece by piece in work buffers that are kept: the only tensor made is the result."""
     if torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             return _eager(g, t_end, order, scale)
@@ -245,7 +272,7 @@ def _eager(g: Tensor, t_end: float, order: int, scale: Tensor | None) -> Tensor:
         out = torch.empty_like(g)
         if scale is not None and scale.stride() != g.stride():
             scale = torch.empty_like(g).copy_(scale)
-        piece = min(_PIECE * torch.get_num_threads(), max(1, g.numel()))
+        piece = _PIECE * torch.get_num_threads()
         walk = _SixteenBitWalk if g.dtype in SIXTEEN_BIT else _PackedWalk
         step: _SixteenBitWalk | _PackedWalk = walk(t_end, order, piece, g.dtype)
         source, target = _flat(g, dims), _flat(out, dims)
@@ -274,12 +301,30 @@ def _index_dtype() -> torch.dtype:
     return torch.int64 if torch.get_num_threads() > _THREADS_FOR_TAKE else torch.int32
 
 
+class _WorkBuffers(threading.local):
+    """Buffers of a thread, kept between calls: fresh memory would cost time, and space at its peak."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def get(self, rows: int, length: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Return ``rows`` uninitialised tensors of shape (length,)."""
+        buffers = self._buffers.get((rows, dtype))
+        if buffers is None or buffers.shape[1] != length:
+            with torch.inference_mode(False):
+                buffers = self._buffers[(rows, dtype)] = torch.empty(rows, length, dtype=dtype)
+        return buffers.unbind()
+
+
+_WORK = _WorkBuffers()
+
+
 class _SixteenBitWalk:
     """Lookup by bit pattern."""
 
     def __init__(self, t_end: float, order: int, length: int, dtype: torch.dtype) -> None:
         self.table = sixteen_bit_table(t_end, order, dtype, torch.device("cpu"))
-        self.index = torch.empty(length, dtype=_index_dtype())
+        (self.index,) = _WORK.get(1, length, _index_dtype())
 
     def __call__(self, g: Tensor, out: Tensor) -> None:
         index = self.index[: len(g)].copy_(g.view(torch.int16)).add_(32768)
@@ -333,8 +378,8 @@ class _PackedWalk:
 
     def __init__(self, t_end: float, order: int, length: int, dtype: torch.dtype) -> None:
         self.constants = _walk_constants(t_end, order)
-        self.buffers = torch.empty(3, length).unbind()
-        self.long_index = torch.empty(length, dtype=torch.int64) if _index_dtype() == torch.int64 else None
+        self.buffers = _WORK.get(3, length, torch.float32)
+        self.long_index = _WORK.get(1, length, torch.int64)[0] if _index_dtype() == torch.int64 else None
 
     def __call__(self, g: Tensor, out: Tensor) -> None:
         c = self.constants

@@ -87,7 +87,7 @@ def test_onnx_round_trip(tmp_path, opset):
         np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], block(x).detach(), rtol=0, atol=1e-5)
     model = onnx.load(tmp_path / "block.onnx")
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}  # no custom operator
-    assert (tmp_path / "block.onnx").stat().st_size < 100_000
+    assert (tmp_path / "block.onnx").stat().st_size < 150_000  # one pair of tables, however many nmODE² there are
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
