@@ -63,10 +63,12 @@ def header(packages: tuple[str, ...], threads: int, clock: str) -> dict[str, Any
     }
 
 
-def write(name: str, title: str, head: dict[str, Any], tables: dict[str, list[dict[str, Any]]]) -> None:
-    """Write benchmarks/results/NAME.json and NAME.md and print the latter."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({**head, "tables": tables}, indent=1) + "\n")
+def write(
+    name: str, title: str, head: dict[str, Any], tables: dict[str, list[dict[str, Any]]], folder: Path = RESULTS
+) -> None:
+    """Write NAME.json and NAME.md in a folder, benchmarks/results by default, and print the latter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps({**head, "tables": tables}, indent=1) + "\n")
     lines = [f"# {title}", ""]
     lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in head.items()]
     for caption, rows in tables.items():
@@ -74,7 +76,7 @@ def write(name: str, title: str, head: dict[str, Any], tables: dict[str, list[di
         lines += ["", f"## {caption}", "", "| " + " | ".join(keys) + " |", "|---" * len(keys) + "|"]
         lines += ["| " + " | ".join(_text(row.get(key)) for key in keys) + " |" for row in rows]
     text = "\n".join(lines) + "\n"
-    (RESULTS / f"{name}.md").write_text(text)
+    (folder / f"{name}.md").write_text(text)
     print(text)
 
 

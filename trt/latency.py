@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["ITERATIONS", "SECONDS", "Latency", "Measurement", "interleave", "ratio"]
+__all__ = ["ITERATIONS", "ROUNDS", "SECONDS", "Latency", "Measurement", "interleave", "ratio"]
 
 ITERATIONS, SECONDS = 500, 5.0  # enough of either
 _FEWEST = 20  # calls, however long they take
-_ROUNDS = 10
+ROUNDS = 10
 _PERCENTILES = (50, 90, 95, 99)
 
 
@@ -102,7 +102,7 @@ def interleave(
     *,
     iterations: int = ITERATIONS,
     seconds: float = SECONDS,
-    rounds: int = _ROUNDS,
+    rounds: int = ROUNDS,
     energy: Callable[[], float | None] | None = None,
 ) -> dict[str, Measurement]:
     """Time several candidates in turn, so that a machine that drifts or is busy hits all alike.

@@ -23,11 +23,11 @@ from meddet_yolo.evaluate.candidates import BACKENDS, Candidate, Skipped, Source
 from meddet_yolo.evaluate.noise import short_names
 from meddet_yolo.evaluate.report import read_image, split_images
 from meddet_yolo.trt.gpu_monitor import GpuMonitor
-from meddet_yolo.trt.latency import ITERATIONS, SECONDS, Measurement, interleave, ratio
+from meddet_yolo.trt.latency import ITERATIONS, ROUNDS, SECONDS, Measurement, interleave, ratio
 from meddet_yolo.trt.preprocess import preprocess
 from meddet_yolo.trt.runner import Runner
 
-__all__ = ["benchmark", "time_candidates"]
+__all__ = ["benchmark", "time_candidates", "timed_images"]
 
 LOGGER = logging.getLogger("ultralytics")
 _CALIBRATION_IMAGES = 64
@@ -46,6 +46,7 @@ def benchmark(
     seconds: float = SECONDS,
     accuracy: bool = True,
     compute_capability: Any = None,
+    end2end: bool = False,
     out: str | Path = "runs/benchmark",
 ) -> str:
     """Measure models in several back ends side by side.
@@ -67,6 +68,7 @@ def benchmark(
         seconds: Seconds a candidate.
         accuracy: Whether to validate every candidate on `data`.
         compute_capability: GPU generations that RTX engines are built for, such as 8.6; by default this machine's.
+        end2end: Whether models that have a head without NMS (YOLO26, v10 and ours on them) run with it.
         out: Folder for `benchmark.json`, `benchmark.md`, plots and exported files, which a second run takes again.
 
     Returns:
@@ -92,18 +94,26 @@ def benchmark(
         threads=threads,
         calibration=calibration,
         compute_capability=compute_capability,
+        end2end=end2end,
     )
     workshop.gpu = gpu
     monitor = GpuMonitor(number)
     report: dict[str, Any] = {
         "settings": {
-            "models": models, "data": data, "imgsz": sizes, "batch": batches, "backends": chosen, "threads": threads,
-            "iterations": iterations, "seconds": seconds,
+            "models": models,
+            "data": data,
+            "imgsz": sizes,
+            "batch": batches,
+            "backends": chosen,
+            "end2end": end2end,
+            "threads": threads,
+            "iterations": iterations,
+            "seconds": seconds,
         },
         "machine": describe(monitor if gpu else None),
         "skipped": {},
         "results": [],
-    }  # fmt: skip
+    }
     skipped: dict[str, list[str]] = report["skipped"]
     usable = []
     for backend in chosen:
@@ -119,7 +129,7 @@ def benchmark(
                 for backend in usable:
                     for kind in precisions or _default_precisions(backend, gpu):
                         candidates += _make(workshop, source, backend, kind, size, count, results, skipped)
-            images = _timed_images(data, count)
+            images = timed_images(data, count)
             measured = time_candidates(
                 [c for c in candidates if c.runner], images, iterations, seconds, monitor.energy if gpu else None
             )
@@ -128,7 +138,9 @@ def benchmark(
                 if candidate.runner:
                     candidate.runner.close()
             if data and accuracy:
-                _validate([(c, r) for c in candidates for r in results if _same(c, r)], data, gpu, number, skipped)
+                _validate(
+                    [(c, r) for c in candidates for r in results if _same(c, r)], data, gpu, number, end2end, skipped
+                )
             report["results"] = [asdict(r) for r in results]
             report["machine"]["gpu_after"] = monitor.state() if gpu else {}
             _write(folder, report, results)
@@ -230,7 +242,7 @@ def _calibration(data: str) -> Callable[[int], list[NDArray[np.float32]]]:
     return images
 
 
-def _timed_images(data: str | None, count: int) -> list[NDArray[np.uint8]]:
+def timed_images(data: str | None, count: int) -> list[NDArray[np.uint8]]:
     """Return images to time with: of the validation set, else a photograph that comes with Ultralytics."""
     if data:
         files = split_images(data, "val")
@@ -249,6 +261,7 @@ def time_candidates(
     iterations: int = ITERATIONS,
     seconds: float = SECONDS,
     energy: Callable[[], float | None] | None = None,
+    rounds: int = ROUNDS,
 ) -> dict[str, Measurement]:
     """Time candidates in turn on the same images; measurements by the candidates' names."""
     calls = {c.name: _timed_call(c.runner, images) for c in candidates if c.runner is not None}
@@ -256,7 +269,7 @@ def time_candidates(
     cv2_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # its threads spin on after a call and would disturb the network's
     try:
-        return interleave(calls, iterations=iterations, seconds=seconds, energy=energy)
+        return interleave(calls, iterations=iterations, seconds=seconds, rounds=rounds, energy=energy)
     finally:
         cv2.setNumThreads(cv2_threads)
 
@@ -304,7 +317,12 @@ def _same(candidate: Candidate, result: Result) -> bool:
 
 
 def _validate(
-    pairs: list[tuple[Candidate, Result]], data: str, gpu: bool, device: int, skipped: dict[str, list[str]]
+    pairs: list[tuple[Candidate, Result]],
+    data: str,
+    gpu: bool,
+    device: int,
+    end2end: bool,
+    skipped: dict[str, list[str]],
 ) -> None:
     """Fill in the accuracy of every candidate that can run, by the validator on the same file."""
     from meddet_yolo.model import MedDet
@@ -316,6 +334,8 @@ def _validate(
         options: dict[str, Any] = {"data": data, "imgsz": candidate.imgsz, "batch": candidate.batch, "rect": False}
         options |= {"device": device if gpu else "cpu", "plots": False, "verbose": False, "workers": 0}
         options |= {"save_json": False, "project": None, "quantize": 16 if candidate.precision == "fp16" else None}
+        if end2end and candidate.backend == "pytorch":
+            options["nms"] = False
         if candidate.backend == "openvino" and candidate.file is not None and candidate.file.suffix == ".onnx":
             same = [r for _, r in pairs if r.model == result.model and r.precision == result.precision]
             onnx = next((r for r in same if r.backend == "onnxruntime" and r.map50_95 is not None), None)

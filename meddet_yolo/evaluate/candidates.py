@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from meddet_yolo.evaluate.info import measure_size
+from meddet_yolo.evaluate.info import build_model, measure_size
 from meddet_yolo.evaluate.sessions import OpenVinoSession, TorchSession
 from meddet_yolo.trt.engine_file import read_sidecar, sha256
 from meddet_yolo.trt.runner import EngineRunner, OnnxRunner, Runner
@@ -46,11 +47,14 @@ class Source:
         name: What the tables call it.
         path: Where it stands, or the name of a model file.
         trained: Whether its accuracy means anything: a model from a YAML has random weights.
+        nc: Number of classes of a model from a YAML; what the file says where None.
+        parameters: Number of parameters, once it is loaded.
     """
 
     name: str
     path: str
     trained: bool = True
+    nc: int | None = None
     parameters: int | None = None
     _model: Any = None
 
@@ -63,11 +67,8 @@ class Source:
 
     def model(self) -> Any:
         """Return a fresh copy of the loaded model; it is loaded once."""
-        from meddet_yolo.model import MedDet
-
         if self._model is None:
-            torch.manual_seed(0)  # of a model file's weights
-            self._model = MedDet(self.path, task="detect")
+            self._model = _load(self.path) if self.trained else _untrained(self.path, self.nc)
             self.parameters = sum(p.numel() for p in self._model.model.parameters())
         return deepcopy(self._model)
 
@@ -77,9 +78,9 @@ class Source:
             return None
         return measure_size(self.model().model.float().eval(), imgsz).gflops
 
-    def end2end(self) -> bool:
-        """Return whether the model itself uses a head that needs no NMS."""
-        return bool(getattr(self.model().model.model[-1], "end2end", False))
+    def has_end2end(self) -> bool:
+        """Return whether the model has a head that needs no NMS."""
+        return getattr(self.model().model.model[-1], "one2one_cv2", None) is not None
 
 
 @dataclass
@@ -128,6 +129,7 @@ class Workshop:
         threads: CPU threads; 0 lets each back end choose.
         calibration: Returns images for int8 and fp8, (C, H, W) in 0..1, for an input size; None without a data set.
         compute_capability: GPU generations that RTX engines are built for; this machine's where None.
+        end2end: Whether models that have a head without NMS run with it.
     """
 
     def __init__(
@@ -138,12 +140,14 @@ class Workshop:
         threads: int = 0,
         calibration: Callable[[int], list[NDArray[np.float32]]] | None = None,
         compute_capability: Any = None,
+        end2end: bool = False,
     ) -> None:
         self.folder = folder
         self.device = device
         self.threads = threads
         self.calibration = calibration
         self.compute_capability = compute_capability
+        self.end2end = end2end
         self.gpu = torch.cuda.is_available()
 
     def unavailable(self, backend: str) -> str:
@@ -179,6 +183,9 @@ class Workshop:
         candidate.memory_bytes = after - used if used is not None and after is not None else None
         return candidate
 
+    def _end2end(self, source: Source) -> bool:
+        return self.end2end and source.has_end2end()
+
     def _gpu_memory(self) -> int | None:
         """Return the bytes in use on the GPU."""
         if not self.gpu:
@@ -195,6 +202,8 @@ class Workshop:
         model = candidate.source.model()
         net = model.model
         net.names = model.names
+        if self._end2end(candidate.source):
+            net.end2end = True
         session = TorchSession(net, size, candidate.batch, device, candidate.precision == "fp16")
         candidate.runner = Runner(session)
 
@@ -206,6 +215,8 @@ class Workshop:
             return False
         suffix = ".engine" if backend in ("tensorrt", "rtx") else ".onnx"
         name = f"{_safe(source.name)}-{candidate.imgsz}-b{candidate.batch}-{candidate.precision}"
+        if self._end2end(source):
+            name += "-end2end"
         if suffix == ".engine":
             name += f"-{backend}"
         file = self.folder / f"{name}{suffix}"
@@ -229,7 +240,7 @@ class Workshop:
         calibrated = candidate.precision in ("int8", "fp8")
         count = len(self._images(candidate)) if calibrated else 0
         versions = {m: getattr(__import__(m), "__version__", "") for m in ("torch", "ultralytics")}
-        return json.dumps([identity, count, str(self.compute_capability), versions, source.end2end()])
+        return json.dumps([identity, count, str(self.compute_capability), versions, self._end2end(source)])
 
     def _images(self, candidate: Candidate) -> list[NDArray[np.float32]]:
         """Return calibration images.
@@ -245,7 +256,7 @@ class Workshop:
         """Export a model for a back end."""
         model = candidate.source.model()
         options: dict[str, Any] = {"imgsz": candidate.imgsz, "batch": candidate.batch}
-        options |= {"end2end": candidate.source.end2end(), "precision": candidate.precision}
+        options |= {"end2end": self._end2end(candidate.source), "precision": candidate.precision}
         if candidate.precision in ("int8", "fp8"):
             options["images"] = self._images(candidate)
         if candidate.backend in ("onnxruntime", "openvino"):
@@ -304,6 +315,27 @@ class Workshop:
             candidate.runner = None
             raise Skipped(f"{file.name} takes {shape[2]}, not {candidate.imgsz} px in batches of {candidate.batch}")
         candidate.runner.imgsz = (candidate.imgsz, candidate.imgsz)
+
+
+def _load(path: str) -> Any:
+    """Return a loaded checkpoint."""
+    from meddet_yolo.model import MedDet
+
+    return MedDet(path, task="detect")
+
+
+def _untrained(path: str, nc: int | None) -> Any:
+    """Return a model of a model file with random weights, the same every time, without fetching any."""
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    torch.manual_seed(0)
+    net: Any = build_model(path, nc)
+    net.task, net.args = "detect", dict(DEFAULT_CFG_DICT)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / f"{Path(path).stem}.pt"
+        train_args = {**DEFAULT_CFG_DICT, "task": "detect", "model": Path(path).name}
+        torch.save({"epoch": -1, "model": net, "train_args": train_args}, checkpoint)
+        return _load(str(checkpoint))
 
 
 def _bhw(shape: Sequence[int]) -> tuple[int, int, int]:

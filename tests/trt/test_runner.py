@@ -17,7 +17,15 @@ from ultralytics.utils import YAML
 from meddet_yolo.trt.runner import OnnxRunner, main, open_runner
 
 IMGSZ = 160
-MODELS = {"meddet-n": {}, "meddet11-n": {}, "yolo11n": {}, "yolov10n": {}, "meddet-n-dynamic": {"dynamic": True}}
+MODELS = {
+    "meddet-n": {},
+    "meddet-n-end2end": {"nms": False},
+    "yolov10n-end2end": {"nms": False},
+    "meddet-n-nms": {"nms": True},
+    "meddet11-n": {},
+    "yolo11n": {},
+    "meddet-n-dynamic": {"dynamic": True},
+}
 
 
 def _lively(name: str, images: np.ndarray) -> YOLO:
@@ -63,7 +71,7 @@ def exported(images, tmp_path_factory) -> dict[str, Path]:
     batch = np.stack([cv2.resize(cv2.imread(str(file)), (IMGSZ, IMGSZ)) for file in images])
     found = {}
     for name, options in MODELS.items():
-        model = _lively(name.removesuffix("-dynamic"), batch)
+        model = _lively(name.removesuffix("-dynamic").removesuffix("-end2end").removesuffix("-nms"), batch)
         model.ckpt_path = model.model.pt_path = str(folder / f"{name}.pt")
         found[name] = Path(model.export(format="onnx", imgsz=IMGSZ, simplify=False, verbose=False, **options))
     return found
@@ -123,7 +131,7 @@ def test_dynamic_shapes_take_no_needless_padding(exported, images):
 
 
 def test_several_images_give_what_each_gives_alone(exported, images):
-    for name in ("meddet-n", "meddet-n-dynamic"):  # one image a run, and several
+    for name in ("meddet-n-end2end", "meddet-n-dynamic"):  # one image a run, and several
         with OnnxRunner(exported[name], threads=1) as runner:
             square = [cv2.resize(cv2.imread(str(file)), (IMGSZ, IMGSZ)) for file in images]
             together = runner(square)
