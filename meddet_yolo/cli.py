@@ -60,8 +60,8 @@ meddet: distil several YOLO detectors into one small one, inside Ultralytics
 
   meddet benchmark model=[a.pt,b.engine] data=d.yaml imgsz=512 backends=[pytorch,onnxruntime,tensorrt]
 
-  meddet quickstart [out=DIR] [device=cpu]      the whole job on drawn images, in under ten minutes
-  meddet phantom out=DIR [patients=24] [seed=0] [imgsz=160]      only draw the images
+  meddet quickstart [out=DIR] [device=cpu]      the whole job on generated images, in under ten minutes
+  meddet phantom out=DIR [patients=914] [seed=0] [imgsz=512] [preset=paper|small|tiny]      only make the images
   meddet convert source=PATH out=DIR [patient=...] [val=0.2]     COCO, VOC, CSV or masks to YOLO, split by patient
   meddet convert source=d.yaml check=True       look for leaks, duplicates and suspicious labels
   meddet info [model=a.yaml,b.pt] [imgsz=512] [nc=2]      parameters and multiply-adds, beside the paper's
