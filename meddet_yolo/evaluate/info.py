@@ -124,9 +124,10 @@ def measure_size(model: nn.Module, imgsz: int | Sequence[int] = 512) -> ModelSiz
         >>> round(size.parameters / 1e6, 2), round((size.multiply_adds + size.elementwise) / 1e9, 2)
         (10.42, 31.69)
     """
-    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-    if min(height, width) < 32 or height % 32 or width % 32:
-        raise ValueError(f"imgsz must be multiples of 32, got {imgsz}")
+    sides: Any = [imgsz, imgsz] if isinstance(imgsz, int) else imgsz
+    if isinstance(sides, str) or len(sides) != 2 or any(not isinstance(n, int) or n < 32 or n % 32 for n in sides):
+        raise ValueError(f"imgsz must be one multiple of 32, or two for height and width, got {imgsz!r}")
+    height, width = sides
     yaml = getattr(model, "yaml", {})
     parameter = next(model.parameters())
     channels = int(yaml.get("channels", 3))

@@ -88,7 +88,9 @@ def test_no_weights_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"model": "nothing.pt"}, "no such file"),
         ({"model": ""}, "names no model"),
         ({"model": "yolo11n-seg.yaml"}, "task 'segment'; expected a detector"),
-        ({"model": "gfl-shufflenetv2", "imgsz": 100}, "multiples of 32, got 100"),
+        ({"model": "gfl-shufflenetv2", "imgsz": 100}, "multiple of 32, or two .* got 100"),
+        ({"model": "gfl-shufflenetv2", "imgsz": "abc"}, "got 'abc'"),
+        ({"model": "gfl-shufflenetv2", "imgsz": [64, 64, 64]}, "two for height and width"),
         ({"model": "gfl-shufflenetv2", "nc": 0}, "nc must be a whole number"),
     ],
 )
