@@ -249,7 +249,7 @@ def _profile(
     stride = int(facts.get("stride", 32))
     channels = shape[1] or 3
     largest = as_pair(max_imgsz) if max_imgsz is not None else size
-    smallest = as_pair(min_imgsz) if min_imgsz is not None else _smallest(facts, stride, size)
+    smallest = as_pair(min_imgsz) if min_imgsz is not None else _smallest(graph, facts, stride, size)
     for low, best, high in zip(smallest, size, largest, strict=True):
         if not low <= best <= high or any(side % stride for side in (low, best, high)):
             raise ValueError(
@@ -261,11 +261,11 @@ def _profile(
     return Profile((low, channels, *smallest), (high, channels, *size), (high, channels, *largest))
 
 
-def _smallest(facts: dict[str, str], stride: int, size: tuple[int, int]) -> tuple[int, int]:
+def _smallest(graph: Any, facts: dict[str, str], stride: int, size: tuple[int, int]) -> tuple[int, int]:
     """Smallest input of a dynamic engine: one with as many anchors as an end-to-end head selects."""
     wanted = 1
     if facts.get("end2end") == "True":
-        wanted = int(_literal(facts.get("args", "{}")).get("max_det", 300))
+        wanted = int(graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value)
     side = stride
     while sum((side // s) ** 2 for s in (stride // 4, stride // 2, stride)) < wanted and side < min(size):
         side += stride

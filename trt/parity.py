@@ -119,7 +119,7 @@ def compare(expected: Array, got: Array, size: int, confidence: float = 0.0) -> 
     """
     if not np.isfinite(got).all():
         return float("nan"), float("nan")
-    if expected.shape[-1] != 6 or expected.shape[1] < expected.shape[2]:
+    if expected.shape[-1] != 6:  # no input is so small that it has six anchors
         difference = np.abs(expected - got)
         seen = expected[:, 4:].max(1, keepdims=True) >= confidence
         boxes = np.where(seen, difference[:, :4], 0)
