@@ -1,6 +1,9 @@
 import csv
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -41,6 +44,36 @@ def test_processes_do_not_change_a_byte(small, tmp_path, capsys):
     again = generate_phantom(tmp_path / "d", patients=4, seed=5, imgsz=96, workers=2)
     assert "worker processes" not in capsys.readouterr().err  # which would say that they were not used
     assert _digests(again) == _digests(small)
+
+
+def test_an_older_processor_does_not_change_a_byte(tmp_path):
+    """Without the newer vector instructions NumPy and OpenCV round differently in the last place; images must not."""
+    core = np._core if hasattr(np, "_core") else np.core  # until NumPy 1.26
+    dispatched = core._multiarray_umath.__cpu_dispatch__
+    program = """if 1:
+        import sys, cv2, numpy as np
+        from meddet_yolo.data.phantom import generate_phantom
+        generate_phantom(sys.argv[1], patients=2, seed=8, imgsz=512, slices=1, workers=1)
+        print(np.exp(np.linspace(-3, 3, 4001)).tobytes().hex()[-4000:] + cv2.getCPUFeaturesLine())
+        """
+    old = {
+        "NPY_DISABLE_CPU_FEATURES": " ".join(dispatched),
+        "OPENCV_CPU_DISABLE": "AVX512-ICL,AVX512-CLX,AVX512-SKX,AVX2,FMA3,FP16,AVX,SSE4.2",
+        "OPENCV_IPP": "disabled",
+    }
+    processors = []
+    for name, surroundings in (("new", {}), ("old", old)):
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / name)],
+            env={**os.environ, **surroundings},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        processors.append(done.stdout)
+    if processors[0] == processors[1]:
+        pytest.skip("this machine has no vector instructions that can be switched off")
+    assert _digests(tmp_path / "new" / "data.yaml") == _digests(tmp_path / "old" / "data.yaml")
 
 
 def test_seed_size_and_difficulty_change_the_images(small, tmp_path):
