@@ -134,8 +134,8 @@ def convert(
     names = _class_names(collection, None if kind == "masks" else classes)
     planned, entries = _look_at(collection, names)
     if not planned:
-        first = f"; {collection.problems[0]}" if collection.problems else ""
-        raise ValueError(f"{top} has no image that can be used{first}")
+        reasons = [*collection.notes, *map(str, collection.problems)]
+        raise ValueError(f"{top} has no image that can be used{f': {reasons[0]}' if reasons else ''}")
     leak = _assign(planned, collection, "given" if check and split == "auto" else split, val, test, seed, check=check)
     _name(planned, entries, rename=rename)
     report = audit(entries, names, notes=collection.notes, left_out=[str(p) for p in collection.problems])
@@ -154,12 +154,12 @@ def convert(
 def convert_command(*args: Any, **options: Any) -> str:
     """Convert or check for the command line: print the report, then fail if anything was left out or leaks."""
     result = convert(*args, **options)
-    failures = [*result.problems, *result.audit.leaks] if options.get("check") else result.problems
+    failures = [*result.audit.leaks, *result.problems]
     if not failures:
         return str(result)
     print(result)
     more = f" and {len(failures) - 1} more, all in the report" if len(failures) > 1 else ""
-    what = "found" if options.get("check") else "left out, the rest is done"
+    what = "found" if options.get("check") or result.audit.leaks else "left out, the rest is done"
     raise ValueError(f"{what}: {failures[0]}{more}")
 
 
@@ -328,8 +328,9 @@ def _look_at(collection: Collection, names: Sequence[str]) -> tuple[list[Planned
             (c, (x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
             for c, x0, y0, x1, y1 in boxes
         ]
-        planned.append(Planned(item, picture.name, picture.suffix, item.split or "", "", rows))
-        entries.append(Entry(picture.name, "", None, (width, height), boxes, clipped, fingerprint(picture.pixels)))
+        seen_as = fingerprint(picture.pixels)
+        planned.append(Planned(item, picture.name, picture.suffix, item.split or "", "", rows, seen_as.digest))
+        entries.append(Entry(picture.name, "", None, (width, height), boxes, clipped, seen_as))
     return planned, entries
 
 
@@ -432,14 +433,17 @@ def _assign(
 def _split_anew(planned: Sequence[Planned], held_back: Mapping[str, float], seed: int) -> None:
     """Assign the images' patients to parts that are alike in images, empty images and boxes of each class.
 
+    Patients who share an image, pixel by pixel, are taken for one.
+
     Args:
         planned: The images.
         held_back: For each part but training the share of the patients, or their number; the others are for training.
         seed: Seed of the split.
     """
+    together = _who_belongs_together(planned)
     counts: dict[str, Counter[Any]] = {}
     for p in planned:
-        count = counts.setdefault(str(p.item.patient), Counter())
+        count = counts.setdefault(together[str(p.item.patient)], Counter())
         count["images"] += 1
         count["empty"] += not p.rows
         count.update(row[0] for row in p.rows)
@@ -450,6 +454,28 @@ def _split_anew(planned: Sequence[Planned], held_back: Mapping[str, float], seed
     if rest <= 0:
         wanted = " and ".join(f"{part}={value:g}" for part, value in held_back.items())
         raise ValueError(f"{wanted} leave none of {len(table)} patients for training")
-    parts = split_patients(table, {"train": rest, **shares}, seed=seed)
+    try:
+        parts = split_patients(table, {"train": rest, **shares}, seed=seed)
+    except ValueError as error:
+        if len(table) == len(together):
+            raise
+        raise ValueError(
+            f"{error} ({len(together)} patients, of whom those who share an image count as one)"
+        ) from error
     for p in planned:
-        p.split = parts[str(p.item.patient)]
+        p.split = parts[together[str(p.item.patient)]]
+
+
+def _who_belongs_together(planned: Sequence[Planned]) -> dict[str, str]:
+    """Return for each patient the one who stands for all that are connected by images they share."""
+    stands: dict[str, str] = {}
+
+    def find(key: str) -> str:
+        while stands.setdefault(key, key) != key:
+            key = stands[key]
+        return key
+
+    for p in planned:
+        patient, image = find(f"patient {p.item.patient}"), find(f"image {p.digest}")
+        stands[image] = patient
+    return {str(p.item.patient): find(f"patient {p.item.patient}") for p in planned}

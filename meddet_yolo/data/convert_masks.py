@@ -150,7 +150,7 @@ def read_masks(
         except (OSError, ValueError) as error:
             collection.leave_out(mask, str(error))
     if specks:
-        collection.notes.append(f"masks: {specks} components of fewer than {min_area} pixels left out")
+        collection.notes.append(f"masks: {specks} components of fewer than min_area={min_area} pixels left out")
     if names is None:
         collection.names = [str(v) for v in sorted(values)]
     else:

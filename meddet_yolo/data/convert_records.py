@@ -93,9 +93,9 @@ class Collection:
         self.problems.append(Problem(self.shown(file), reason))
 
     def part_of(self, image: Path) -> str | None:
-        """Return the part of a split that an image's place in the source names; folders above it have no say."""
+        """Return the part of a split that a file's folders in the source name; folders above have no say."""
         inside = image.is_relative_to(self.root)
-        return split_of(image.relative_to(self.root) if inside else Path(*image.parts[-3:]))
+        return split_of((image.relative_to(self.root) if inside else Path(*image.parts[-3:])).parent)
 
     def shown(self, file: Path | str) -> str:
         """Return a file's name for a message, relative to the source where it lies in there."""
@@ -104,7 +104,7 @@ class Collection:
 
 
 def split_of(path: Path) -> str | None:
-    """Return the part of a split that a file's own name or its folders name, the innermost first.
+    """Return the part of a split that a path names, the innermost name first.
 
     Examples:
         >>> [split_of(Path(p)) for p in ("images/val/a.png", "instances_train2017.json", "trainer/a.png")]

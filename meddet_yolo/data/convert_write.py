@@ -31,6 +31,7 @@ class Planned:
         split: Its part.
         patient: Pseudonym of its patient; empty where patients are not known.
         rows: Its labels: class index, then centre, width and height in fractions of the image.
+        digest: Hash of its pixels.
     """
 
     item: Item
@@ -39,6 +40,7 @@ class Planned:
     split: str
     patient: str
     rows: list[tuple[int, float, float, float, float]]
+    digest: str
 
 
 def earlier_files(out: Path) -> set[str]:

@@ -251,9 +251,9 @@ def volumes(tmp_path):
     """Two volumes of 6 sagittal slices of 20 x 30 voxels, one per subject, with masks; axes are those of RAS."""
     nibabel = pytest.importorskip("nibabel")
     folder = tmp_path / "source"
-    for subject, affine in (("sub-01", np.diag([3.0, 1, 1, 1])), ("sub-02", np.diag([-3.0, 1, 1, 1]))):
+    for seed, subject, affine in ((0, "sub-01", np.diag([3.0, 1, 1, 1])), (1, "sub-02", np.diag([-3.0, 1, 1, 1]))):
         (folder / subject).mkdir(parents=True)
-        image = np.random.default_rng(0).integers(100, 900, (6, 20, 30)).astype(np.int16)
+        image = np.random.default_rng(seed).integers(100, 900, (6, 20, 30)).astype(np.int16)
         labels = np.zeros(image.shape, np.uint8)
         labels[2, 4:9, 10:13] = 1
         labels[3, 4:9, 10:14] = 2
@@ -298,6 +298,7 @@ def test_dicom_is_converted_without_its_patient(tmp_path, monkeypatch):
     lines = ["image,xmin,ymin,xmax,ymax,class"]
     for number in range(4):
         dataset = pydicom.dcmread(pydicom.data.get_testdata_file("MR_small.dcm"))
+        dataset.PixelData = np.roll(dataset.pixel_array, 9 * number, axis=0).tobytes()
         dataset.PatientName, dataset.PatientID = f"Geheim^Gustav{number}", f"ID-{number}-4711"
         dataset.save_as(folder / f"{'geheim' if number == 0 else 'IM'}{number}.dcm")
         lines.append(f"{'geheim' if number == 0 else 'IM'}{number}.dcm,10,20,30,40,disc")
@@ -357,6 +358,22 @@ def test_validation_is_taken_from_the_training_patients_where_only_a_test_part_i
     result = convert(images.parent, tmp_path / "out", val=1)
     assert {part: count["patients"] for part, count in result.audit.counts.items()} == {"train": 3, "val": 1, "test": 1}
     assert [p.stem for p in tmp_path.glob("out/images/test/*")] == ["p2_a"]
+
+
+def test_patients_who_share_an_image_stay_together(images, tmp_path, capsys):
+    cv2.imwrite(str(images / "p2_a.png"), picture("p1_b"))
+    cv2.imwrite(str(images / "p3_a.png"), picture("p1_b"))
+    spider_like(images.parent)
+    for seed in range(6):
+        result = convert(images.parent, tmp_path / "out", val=1, seed=seed)
+        parts = {p.stem: p.parent.name for p in tmp_path.glob("out/images/*/*")}
+        assert len({parts[name] for name in ("p1_a", "p1_b", "p2_a", "p3_a")}) == 1
+        assert result.audit.leaks == [] and "the same image" in result.audit.duplicates
+    text = (images.parent / "boxes.csv").read_text().splitlines()
+    given = [f"{line},{'val' if line.startswith('p2') else 'train'}" for line in text[1:]]
+    (images.parent / "boxes.csv").write_text("\n".join([f"{text[0]},split", *given]))
+    assert cli.main(["convert", f"source={images.parent}", f"out={tmp_path / 'given'}"]) == 1
+    assert "found: the same image in several parts: train/p1_b.png = val/p2_a.png" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("patient", ["folder", "image", PATIENT, r"(?P<patient>p\d)_(?:[ab])"])
