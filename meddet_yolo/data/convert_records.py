@@ -125,11 +125,14 @@ def image_files(folder: Path) -> list[Path]:
         for path in folder.rglob("*")
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
-        and (path.suffix.lower() in IMAGE_SUFFIXES or (path.suffix.lower() in _VOLUMES and is_volume(path)))
+        and (path.suffix.lower() in IMAGE_SUFFIXES or (_may_be_volume(path) and is_volume(path)))
     )
 
 
-_VOLUMES = frozenset({".dcm", ".dicom", ".ima", ".nii", ".gz"})
+def _may_be_volume(path: Path) -> bool:
+    """Return whether a name is one that DICOM and NIfTI files have; scanners leave suffixes out, or write UIDs."""
+    suffix = path.suffix.lower()
+    return not suffix or suffix[1:].isdigit() or suffix in {".dcm", ".dicom", ".ima", ".nii", ".gz"}
 
 
 class ImageIndex:

@@ -1,0 +1,171 @@
+"""Who the patient of an image is, and into which part of the split he goes."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from meddet_yolo.data.convert_records import Collection
+from meddet_yolo.data.convert_write import Planned
+from meddet_yolo.data.dicom import is_dicom, require
+from meddet_yolo.data.splits import SPLITS, LeakageError, check_leakage, natural, split_patients
+
+__all__ = ["assign_parts", "find_patients"]
+
+_BIDS = re.compile(r"(?:^|/)sub-([A-Za-z0-9]+)(?=[/_])")
+
+
+def find_patients(collection: Collection, patient: str | None) -> None:
+    """Set the patient of every item as it was asked for, or else as far as the source tells."""
+    pattern = None
+    if patient not in (None, "folder", "image"):
+        try:
+            pattern = re.compile(str(patient))
+        except re.error as error:
+            raise ValueError(f"patient={patient!r} is no regular expression: {error}") from error
+        if pattern.groups < 1:
+            raise ValueError(
+                f"patient={patient!r} is neither a column, `folder`, `image` nor a regular expression with a group, "
+                r"such as 'p(\d+)_'"
+            )
+    for item in collection.items:
+        path = collection.shown(item.path)
+        if pattern is not None:
+            match = pattern.search(path)
+            if match is None:
+                raise ValueError(f"patient={patient!r} does not match {path}")
+            item.patient = match["patient"] if "patient" in pattern.groupindex else match[1]
+        elif patient == "folder":
+            item.patient = item.path.parent.name
+        elif patient == "image":
+            item.patient = path
+        elif item.patient is None:
+            bids = _BIDS.search(path)
+            item.patient = bids[1] if bids else _dicom_patient(item.path)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _dicom_patient(path: Path) -> str | None:
+    """Return what stands for the patient ID of a DICOM file, which itself is not kept."""
+    if not path.is_file() or not is_dicom(path):
+        return None
+    try:
+        header = require("pydicom").dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"], force=True)
+        identity = str(header.get("PatientID", "") or "")
+    except Exception:  # a damaged file is named with its reason when its pixels are read
+        return None
+    return f"id-{hashlib.sha256(identity.encode()).hexdigest()[:10]}" if identity else None
+
+
+def assign_parts(
+    planned: Sequence[Planned],
+    collection: Collection,
+    split: str,
+    val: float,
+    test: float,
+    seed: int,
+    *,
+    check: bool,
+) -> list[str]:
+    """Put every image into a part of the split and give its patient a pseudonym.
+
+    Returns:
+        What leaks, with `check`; without it, that is an error.
+    """
+    known = all(p.item.patient is not None for p in planned)
+    without = sum(p.split not in SPLITS for p in planned)
+    if split == "auto":
+        split = "new" if without == len(planned) else "given"
+    if split == "given" and without:
+        if not check:
+            raise ValueError(f"{without} of {len(planned)} images have no part of a split: add split=new to make one")
+        for p in planned:
+            p.split = p.split if p.split in SPLITS else "train"
+    if split == "new" and not known:
+        unknown = next(p for p in planned if p.item.patient is None)
+        raise ValueError(
+            f"which images are of one patient is not known, of {collection.shown(unknown.item.path)} for example: add "
+            "patient= with a column, a regular expression with a group, `folder`, or `image` if no two are"
+        )
+    if known:
+        everyone = sorted({str(p.item.patient) for p in planned}, key=natural)
+        width = max(4, len(str(len(everyone))))
+        pseudonym = {patient: f"p{number:0{width}d}" for number, patient in enumerate(everyone, start=1)}
+        for p in planned:
+            p.patient = pseudonym[str(p.item.patient)]
+    leaks: list[str] = []
+    if split == "new":
+        _split_anew(planned, {"val": val, "test": test}, seed)
+    elif known:
+        try:
+            check_leakage((str(p.item.patient), p.split) for p in planned)
+        except LeakageError as error:
+            if not check:
+                raise
+            leaks.append(str(error))
+    else:
+        collection.notes.append("patients are not known, so the given split was not checked for leakage: add patient=")
+    parts = {p.split for p in planned}
+    if not check and "train" in parts and "val" not in parts:
+        if not known:
+            raise ValueError("the given split has no validation part, and without patient= none can be made")
+        _split_anew([p for p in planned if p.split == "train"], {"val": val}, seed)
+        taken = len({p.patient for p in planned if p.split == "val"})
+        collection.notes.append(f"the given split has no validation part: {taken} of its training patients taken")
+    return leaks
+
+
+def _split_anew(planned: Sequence[Planned], held_back: Mapping[str, float], seed: int) -> None:
+    """Assign the images' patients to parts that are alike in images, empty images and boxes of each class.
+
+    Patients who share an image, pixel by pixel, are taken for one.
+
+    Args:
+        planned: The images.
+        held_back: For each part but training the share of the patients, or their number; the others are for training.
+        seed: Seed of the split.
+    """
+    together = _who_belongs_together(planned)
+    counts: dict[str, Counter[Any]] = {}
+    for p in planned:
+        count = counts.setdefault(together[str(p.item.patient)], Counter())
+        count["images"] += 1
+        count["empty"] += not p.rows
+        count.update(row[0] for row in p.rows)
+    keys = sorted({key for count in counts.values() for key in count}, key=str)
+    table = {patient: [count[key] for key in keys] for patient, count in counts.items()}
+    shares = {part: value / len(table) if value >= 1 else value for part, value in held_back.items()}
+    rest = 1 - sum(shares.values())
+    if rest <= 0:
+        wanted = " and ".join(f"{part}={value:g}" for part, value in held_back.items())
+        raise ValueError(f"{wanted} leave none of {len(table)} patients for training")
+    try:
+        parts = split_patients(table, {"train": rest, **shares}, seed=seed)
+    except ValueError as error:
+        if len(table) == len(together):
+            raise
+        raise ValueError(
+            f"{error} ({len(together)} patients, of whom those who share an image count as one)"
+        ) from error
+    for p in planned:
+        p.split = parts[together[str(p.item.patient)]]
+
+
+def _who_belongs_together(planned: Sequence[Planned]) -> dict[str, str]:
+    """Return for each patient the one who stands for all that are connected by images they share."""
+    stands: dict[str, str] = {}
+
+    def find(key: str) -> str:
+        while stands.setdefault(key, key) != key:
+            key = stands[key]
+        return key
+
+    for p in planned:
+        patient, image = find(f"patient {p.item.patient}"), find(f"image {p.digest}")
+        stands[image] = patient
+    return {str(p.item.patient): find(f"patient {p.item.patient}") for p in planned}
