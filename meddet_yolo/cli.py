@@ -56,7 +56,7 @@ meddet: distil several YOLO detectors into one small one, inside Ultralytics
   meddet val     model=[a.pt,b.pt] data=d.yaml noise=rician sigma=[0,0.05,0.1]      accuracy under MRI noise
   meddet predict model=best.pt source=images/
   meddet predict model=best.pt source=series/ slices=mid|all|5 [sr=True]      DICOM or NIfTI; sr= writes DICOM reports
-  meddet export  model=best.pt format=onnx
+  meddet export  model=best.pt format=engine [runtime=rtx] [precision=fp16|int8|fp8|fp32] [data=d.yaml]
 
   meddet benchmark model=[a.pt,b.engine] data=d.yaml imgsz=512 backends=[pytorch,onnxruntime,tensorrt]
 
@@ -337,12 +337,8 @@ def _run_mode(mode: str, words: Sequence[str], options: dict[str, Any]) -> None:
     elif mode == "predict":
         _predict(model, options)
     else:
-        skipped: dict[Any, None] = {}  # in order, each once
-        model.add_callback(
-            "on_val_end", lambda validator: skipped.update(dict.fromkeys(getattr(validator, "skipped", ())))
-        )
-        getattr(model, mode)(**options)
-        _report_skipped(skipped)
+        result = getattr(model, mode)(**options)
+        _report_skipped(getattr(result, "skipped", ()))
 
 
 def _val_under_noise(options: dict[str, Any]) -> None:
