@@ -194,30 +194,29 @@ class PyCuda(Cuda):
         if status != 0:
             raise CudaError(f"{name} failed: CUDA error {status}")
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call pycuda, its errors being ours."""
         try:
-            yield
+            return function(*args)
         except self._api.Error as error:
             raise CudaError(" ".join(str(error).split())) from error
 
     @contextmanager
     def current(self) -> Iterator[None]:
         """Make this GPU the calling thread's meanwhile."""
-        self._context.push()
+        self._call(self._context.push)
         try:
-            with self._errors():
-                yield
+            yield
         finally:
             self._api.Context.pop()
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Return a page-locked host array."""
-        return self._api.pagelocked_empty(shape, np.dtype(dtype))
+        return self._call(self._api.pagelocked_empty, shape, np.dtype(dtype))
 
     def allocate(self, size: int) -> Any:
         """Return a device buffer."""
-        self._buffers.append(self._api.mem_alloc(max(size, 1)))
+        self._buffers.append(self._call(self._api.mem_alloc, max(size, 1)))
         return self._buffers[-1]
 
     def address(self, buffer: Any) -> int:
@@ -230,27 +229,27 @@ class PyCuda(Cuda):
 
     def to_device(self, buffer: Any, array: NDArray[Any]) -> None:
         """Copy to the device."""
-        self._api.memcpy_htod_async(buffer, array, self._stream)
+        self._call(self._api.memcpy_htod_async, buffer, array, self._stream)
 
     def to_host(self, array: NDArray[Any], buffer: Any) -> None:
         """Copy to the host."""
-        self._api.memcpy_dtoh_async(array, buffer, self._stream)
+        self._call(self._api.memcpy_dtoh_async, array, buffer, self._stream)
 
     def synchronize(self) -> None:
         """Wait for the stream."""
-        self._stream.synchronize()
+        self._call(self._stream.synchronize)
 
     def event(self) -> Any:
         """Return a new event."""
-        return self._api.Event()
+        return self._call(self._api.Event)
 
     def record(self, event: Any) -> None:
         """Record an event."""
-        event.record(self._stream)
+        self._call(event.record, self._stream)
 
     def elapsed(self, start: Any, end: Any) -> float:
         """Return the milliseconds between two events."""
-        return float(start.time_till(end))
+        return float(self._call(start.time_till, end))
 
     def begin_capture(self) -> None:
         """Begin a capture."""
@@ -276,7 +275,7 @@ class PyCuda(Cuda):
 
     def memory(self) -> tuple[int, int]:
         """Return free and total bytes."""
-        free, total = self._api.mem_get_info()
+        free, total = self._call(self._api.mem_get_info)
         return int(free), int(total)
 
     def close(self) -> None:
@@ -286,7 +285,7 @@ class PyCuda(Cuda):
         self._closed = True
         with self.current():
             for buffer in self._buffers:
-                buffer.free()
+                self._call(buffer.free)
             self._buffers.clear()
             self._stream = None
         self._context.detach()

@@ -34,7 +34,7 @@ def drawn(tmp_path_factory) -> Path:
     """A data set with enough images to calibrate on."""
     from meddet_yolo.data.phantom import generate_phantom
 
-    return generate_phantom(tmp_path_factory.mktemp("drawn") / "data", patients=10, imgsz=64, slices=1)
+    return generate_phantom(tmp_path_factory.mktemp("drawn") / "data", patients=14, imgsz=64, slices=1)
 
 
 @pytest.fixture(scope="module")
@@ -122,16 +122,16 @@ def test_a_given_onnx_file_is_measured_as_it_is(report, tmp_path):
 
 
 def test_batches(checkpoint, tmp_path):
-    text = benchmark([str(checkpoint)], batch=[1, 3], backends=["pytorch", "onnxruntime"], out=tmp_path, **QUICK)
-    assert text.count("| 64 | 3 |") == text.count("| 64 | 1 |") == 2
+    text = benchmark([str(checkpoint)], batch=[1, 3], backends="pytorch", out=tmp_path, **QUICK)
+    assert text.count("| 64 | 3 |") == text.count("| 64 | 1 |") == 1
 
 
 def test_heads_without_nms(checkpoint, tmp_path):
-    text = benchmark([str(checkpoint)], backends="pytorch,onnxruntime", out=tmp_path, end2end=True, **QUICK)
+    text = benchmark([str(checkpoint)], backends="pytorch,onnxruntime", batch=2, out=tmp_path, end2end=True, **QUICK)
     assert text.count("| tiny |") == 2
-    session = OnnxRunner(tmp_path / "files" / "tiny-64-b1-fp32-end2end.onnx").session
-    session.buffer((1, 3, 64, 64))
-    assert session.run((1, 3, 64, 64))[0].shape[2] == 6
+    session = OnnxRunner(tmp_path / "files" / "tiny-64-b2-fp32-end2end.onnx").session
+    session.buffer((2, 3, 64, 64))
+    assert session.run((2, 3, 64, 64))[0].shape[2] == 6
 
 
 def test_int8_needs_images(checkpoint, tmp_path):

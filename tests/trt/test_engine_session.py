@@ -4,51 +4,15 @@ import inspect
 import threading
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from meddet_yolo.trt.cuda_api import Cuda, CudaError, open_cuda
 from meddet_yolo.trt.engine_file import EngineFileError, sha256, sidecar_path, write_engine
 from meddet_yolo.trt.engine_session import EngineSession, IncompatibleEngineError
 from meddet_yolo.trt.runner import EngineRunner, Runner
 from tests.trt._fake_gpu import FAKED, FakeCuda, fake_backend, fake_plan
-
-META = {"task": "detect", "names": {0: "disc"}, "stride": 32, "imgsz": [64, 64], "meddet_runtime_version": "10.13.0"}
-
-
-def _model(path, shape, dtype=TensorProto.FLOAT, outputs=1):
-    """A network whose output is one end-to-end row a image: its mean brightness is the confidence."""
-    nodes = [
-        helper.make_node("GlobalAveragePool", ["images"], ["mean"]),
-        helper.make_node("ReduceMean", ["mean", "axes"], ["grey"], keepdims=1),
-        helper.make_node("Reshape", ["grey", "flat"], ["score16"]),
-        helper.make_node("Cast", ["score16"], ["score"], to=TensorProto.FLOAT),
-        helper.make_node("Shape", ["score"], ["dims"], start=0, end=1),
-        helper.make_node("Concat", ["dims", "tail"], ["wide"], axis=0),
-        helper.make_node("Expand", ["box", "wide"], ["boxes"]),
-        helper.make_node("Expand", ["class", "thin"], ["one"]),
-        helper.make_node("Concat", ["dims", "ones"], ["each"], axis=0),
-        helper.make_node("Expand", ["one", "each"], ["classes"]),
-        helper.make_node("Concat", ["boxes", "score", "classes"], ["output0"], axis=2),
-    ]
-    constants = [
-        helper.make_tensor("axes", TensorProto.INT64, [1], [1]),
-        helper.make_tensor("flat", TensorProto.INT64, [3], [-1, 1, 1]),
-        helper.make_tensor("tail", TensorProto.INT64, [2], [1, 4]),
-        helper.make_tensor("ones", TensorProto.INT64, [2], [1, 1]),
-        helper.make_tensor("thin", TensorProto.INT64, [3], [1, 1, 1]),
-        helper.make_tensor("box", TensorProto.FLOAT, [1, 1, 4], [8, 8, 24, 40]),
-        helper.make_tensor("class", TensorProto.FLOAT, [1, 1, 1], [0]),
-    ]
-    results = [helper.make_tensor_value_info("output0", TensorProto.FLOAT, ["b", 1, 6])]
-    if outputs == 2:
-        results.append(helper.make_tensor_value_info("score", TensorProto.FLOAT, ["b", 1, 1]))
-    entry = helper.make_tensor_value_info("images", dtype, shape)
-    graph = helper.make_graph(nodes, "net", [entry], results, constants)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(path))
-    return path
-
+from tests.trt._toy_model import META, toy_model
 
 SHAPES = {"static": [2, 3, 64, 64], "dynamic": ["b", 3, "h", "w"]}
 
@@ -56,7 +20,7 @@ SHAPES = {"static": [2, 3, 64, 64], "dynamic": ["b", 3, "h", "w"]}
 @pytest.fixture
 def engine(tmp_path):
     def make(kind="static", name="student.engine", **metadata):
-        model = _model(tmp_path / f"{kind}.onnx", SHAPES[kind])
+        model = toy_model(tmp_path / f"{kind}.onnx", SHAPES[kind])
         return write_engine(tmp_path / name, fake_plan(model), {**META, **metadata})
 
     return make
@@ -137,14 +101,14 @@ def test_an_engine_that_cannot_be_captured_goes_on_without(engine):
 
 
 def test_half_precision_input(tmp_path):
-    model = _model(tmp_path / "half.onnx", [1, 3, 64, 64], TensorProto.FLOAT16)
+    model = toy_model(tmp_path / "half.onnx", [1, 3, 64, 64], TensorProto.FLOAT16)
     session, _ = _open(write_engine(tmp_path / "half.engine", fake_plan(model), META))
     assert session.buffer((1, 3, 64, 64)).dtype == np.float16
     assert _run(session, [0.5]) == [0.5]
 
 
 def test_several_outputs_and_the_times(tmp_path):
-    model = _model(tmp_path / "two.onnx", [1, 3, 64, 64], outputs=2)
+    model = toy_model(tmp_path / "two.onnx", [1, 3, 64, 64], outputs=2)
     session, _ = _open(write_engine(tmp_path / "two.engine", fake_plan(model), META))
     session.buffer((1, 3, 64, 64))[:] = 0.25
     first, second = session.run((1, 3, 64, 64))
