@@ -54,9 +54,8 @@ def test_learns(name: str, spines: Path, tmp_path: Path) -> None:
     model = MedDet(f"{name}.yaml")
     model.train(data=str(spines), epochs=epochs, project=str(tmp_path), name="run", val=False, **SHORT)
     history = rows(tmp_path / "run")
-    # In the first epoch the predicted scores, by which GFL weighs the box loss, are near 0, and the loss with them.
-    losses = [float(row["train/box_loss"]) + float(row["train/dfl_loss"]) for row in history[1:]]
-    assert min(losses[-2:]) < losses[0]
+    losses = [sum(float(row[f"train/{part}_loss"]) for part in ("box", "dfl", "cls")) for row in history]
+    assert losses[-1] < 0.9 * losses[0]
     best = YOLO(tmp_path / "run" / "weights" / "best.pt")
     assert type(best.model) is DetectionModel
     metrics = best.val(data=str(spines), imgsz=96, batch=2, device="cpu", plots=False, verbose=False, workers=0)

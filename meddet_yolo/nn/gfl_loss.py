@@ -68,8 +68,9 @@ class GFLCriterion:
     """GFL's training loss for a model whose head is `GFLDetect`.
 
     Every term is a mean over positives: QFL by their number, GIoU and DFL weighted by the predicted score and divided
-    by the sum of these weights. With several processes, both divisors are averaged over them, so that the gradient is
-    that of one process with the whole batch.
+    by the sum of these weights. (Some implementations never divide by less than 1. With small batches that holds boxes
+    back until scores have grown, so it is not done here: our own decision.) With several processes, both divisors are
+    averaged over them, so that the gradient is that of one process with the whole batch.
 
     Args:
         model: An Ultralytics detection model with that head; its `class_weights` (argument `cls_pw`) scale QFL.
@@ -137,7 +138,7 @@ class GFLCriterion:
         if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(divisors)
             divisors = divisors / dist.get_world_size()
-        positives, weights = divisors.clamp(min=1.0)
+        positives, weights = divisors[0].clamp(min=1.0), divisors[1].clamp(min=1e-6)
         return torch.stack(
             [
                 GIOU_WEIGHT * giou.sum() / weights,

@@ -121,7 +121,7 @@ def slow_loss(preds: dict[str, Any], boxes: list[torch.Tensor], classes: list[li
                 prob = sigmoid(float(preds["scores"][i, c, p]))
                 entropy = -quality[c] * math.log(prob) - (1 - quality[c]) * math.log(1 - prob)
                 qfl += abs(quality[c] - prob) ** 2 * entropy
-    return 2 * giou / max(weights, 1), qfl / max(positives, 1), 0.25 * dfl / max(weights, 1)
+    return 2 * giou / (weights or 1), qfl / max(positives, 1), 0.25 * dfl / (weights or 1)
 
 
 @pytest.mark.parametrize("counts", [(2, 3, 0), (1, 0, 0), (4, 4, 4)])
