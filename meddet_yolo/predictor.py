@@ -25,7 +25,8 @@ from ultralytics.utils.patches import imread
 
 from meddet_yolo.data.grey import checked_window
 from meddet_yolo.data.privacy import redact
-from meddet_yolo.data.volumes import Found, Skipped, Slice, Volume, find_volumes, holds_volumes
+from meddet_yolo.data.search import Found, find_volumes, holds_volumes
+from meddet_yolo.data.volumes import Skipped, Slice, Volume
 
 __all__ = ["MedDetPredictor", "SliceResults", "VolumeSource"]
 

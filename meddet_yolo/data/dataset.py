@@ -16,8 +16,9 @@ from ultralytics.utils.patches import imread
 
 from meddet_yolo.data.grey import checked_window
 from meddet_yolo.data.mri_noise import MRINoise, MRINoiseConfig
+from meddet_yolo.data.search import CACHE_SUFFIX, volume_files
 from meddet_yolo.data.slice_cache import cache_slices
-from meddet_yolo.data.volumes import CACHE_SUFFIX, Skipped, volume_files
+from meddet_yolo.data.volumes import Skipped
 
 __all__ = ["MedDetDataset", "build_dataset"]
 

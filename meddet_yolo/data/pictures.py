@@ -8,7 +8,8 @@ import cv2
 
 from meddet_yolo.data.grey import checked_window
 from meddet_yolo.data.privacy import redact
-from meddet_yolo.data.volumes import Skipped, find_volumes
+from meddet_yolo.data.search import find_volumes
+from meddet_yolo.data.volumes import Skipped
 
 __all__ = ["write_pictures"]
 
@@ -24,7 +25,7 @@ def write_pictures(
     A label file drawn on `NAME.png` belongs beside the original as `labels/.../NAME.txt`.
 
     Args:
-        source: A file, folder, pattern or list of them; see `volumes.find_volumes`.
+        source: A file, folder, pattern or list of them; see `search.find_volumes`.
         out: Folder for the pictures.
         slices: Which slices of a series or volume: "mid", "all" or a number around the middle.
         window: "header" (percentiles where the file has none), "percentile" or (centre, width).

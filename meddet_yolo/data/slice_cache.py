@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from meddet_yolo.data.privacy import redact
-from meddet_yolo.data.volumes import CACHE_SUFFIX, Skipped, Volume, VolumeError, choose, open_volume, stem_of
+from meddet_yolo.data.search import CACHE_SUFFIX
+from meddet_yolo.data.volumes import Skipped, Volume, VolumeError, choose, open_volume, stem_of
 
 __all__ = ["CachedSlices", "cache_slices"]
 

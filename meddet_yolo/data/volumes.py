@@ -1,18 +1,13 @@
-"""Finding and reading DICOM and NIfTI images: files, series folders, multi-frame objects, volumes.
+"""DICOM and NIfTI images: slices that belong together, opened by their headers, decoded when they are asked for.
 
-Nothing here needs torch or Ultralytics. A source is searched first (`find_volumes`), by headers only; the pictures are
-decoded one volume at a time when they are asked for (`Volume.read`). What cannot be read becomes a `Skipped` with its
-reason, and the rest goes on.
+Nothing here needs torch or Ultralytics. What cannot be read becomes a `Skipped` with its reason, and the rest goes on.
+`search` finds them in files and folders.
 """
 
 from __future__ import annotations
 
-import contextlib
-import glob
-import os
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,20 +20,19 @@ from meddet_yolo.data.nifti import NIFTI_SUFFIXES, NiftiVolume, is_nifti, read_n
 from meddet_yolo.data.privacy import public_name, redact
 
 __all__ = [
-    "Found",
+    "Part",
     "Skipped",
     "Slice",
     "Volume",
     "VolumeError",
-    "find_volumes",
-    "holds_volumes",
+    "choose",
     "is_volume",
     "open_volume",
+    "series_volume",
     "stem_of",
 ]
 
 MID_COUNT, MID_STEP_MM = 3, 4.0  # slices=mid: the middle one and one 4 mm, a usual spacing, to each side
-CACHE_SUFFIX = ".slices"  # folders of slices that a data set has decoded; never searched for images
 
 
 @dataclass(frozen=True)
@@ -144,25 +138,6 @@ class Volume:
             yield Slice(image, part.geometry, part.name, part.path, part.index, offset, reference)
 
 
-@dataclass
-class Found:
-    """What a source holds.
-
-    Args:
-        volumes: What can be read, as far as headers tell.
-        images: Ordinary files that are neither DICOM nor NIfTI, for others to read.
-        skipped: What cannot.
-        notes: What a user should know of the rest.
-        words: Words that name patients, to mask in whatever is shown.
-    """
-
-    volumes: list[Volume] = field(default_factory=list)
-    images: list[Path] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    words: set[str] = field(default_factory=set)
-
-
 def is_volume(path: str | Path) -> bool:
     """Return whether a file is DICOM or NIfTI, by its name, and its first bytes where it has no suffix."""
     path = Path(path)
@@ -238,7 +213,7 @@ def open_volume(path: str | Path, slices: str | int = "all") -> Volume:
     path = Path(path)
     if not is_nifti(path):
         frames = read_header(path)
-        return _from_frames(
+        return series_volume(
             frames, public_name(stem_of(path), frames[0].words, frames[0].reference.sop_instance), slices
         )
     volume = read_nifti(path)
@@ -252,7 +227,7 @@ def open_volume(path: str | Path, slices: str | int = "all") -> Volume:
     return Volume(stem, *_chosen(parts, slices), nifti=volume)
 
 
-def _from_frames(frames: Sequence[DicomFrame], name: str, slices: str | int) -> Volume:
+def series_volume(frames: Sequence[DicomFrame], name: str, slices: str | int) -> Volume:
     """Put DICOM frames of one plane together."""
     parts: list[Part] = []
     for frame in frames:
@@ -283,143 +258,3 @@ def _chosen(parts: Sequence[Part], slices: str | int) -> tuple[tuple[Part, ...],
     known = [p for p in positions if p is not None]
     middle = (min(known) + max(known)) / 2 if len(known) == len(parts) > 1 else None
     return tuple(parts[i] for i in choose(positions, slices)), middle
-
-
-# Files and folders ----------------------------------------------------------------------------------------------------
-
-
-def find_volumes(source: str | Path | Iterable[str | Path], slices: str | int = "mid") -> Found:
-    """Search a source for DICOM and NIfTI images by their headers.
-
-    Args:
-        source: A file, a folder (searched with its subfolders), a glob pattern, a `.txt` list of these, or several.
-            DICOM files of one folder are put together by series and plane; files given by name or pattern stand for
-            themselves.
-        slices: Which slices of a series or volume: "mid", "all" or a number; see `choose`.
-
-    Raises:
-        FileNotFoundError: If a path does not exist.
-        ImportError: If pydicom or nibabel is missing.
-    """
-    choose([0.0], slices)  # refuse a bad value before anything is read
-    found = Found()
-    folders: dict[Path, list[Path]] = {}
-    for item in [source] if isinstance(source, (str, Path)) else list(source):
-        for path in _expand(item):
-            if path.is_dir():
-                folders.update(_folders(path, found))
-            elif is_volume(path):
-                _add(found, [path], slices)
-            else:
-                found.images.append(path)
-    for folder, files in folders.items():
-        _add(found, files, slices, folder)
-    found.skipped = [Skipped(Path(redact(str(s.path), found.words)), s.reason) for s in found.skipped]
-    return found
-
-
-def volume_files(source: str | Path) -> list[Path]:
-    """Return the DICOM and NIfTI files of a file, folder (with its subfolders), pattern or `.txt` list.
-
-    Raises:
-        FileNotFoundError: If a path does not exist.
-    """
-    files = []
-    for path in _expand(source):
-        if path.is_dir():
-            files += [file for members in _folders(path, Found()).values() for file in members]
-        elif is_volume(path):
-            files.append(path)
-    return files
-
-
-def holds_volumes(items: Iterable[str | Path]) -> bool:
-    """Return whether there is DICOM or NIfTI among paths, folders and patterns; what does not exist holds none."""
-    for item in items:
-        with contextlib.suppress(OSError, ValueError):  # also texts that are no path: addresses, camera numbers
-            if volume_files(item):
-                return True
-    return False
-
-
-def _expand(item: str | Path) -> list[Path]:
-    """Return the files and folders that a path, pattern or list file stands for."""
-    path = Path(item)
-    if path.exists():
-        if path.suffix.lower() == ".txt" and path.is_file():
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            names = [line.strip() for line in lines if line.strip()]
-            return [p for n in names for p in _expand(n if Path(n).exists() else path.parent / n)]
-        return [path]
-    if glob.has_magic(str(item)):
-        return [Path(p) for p in sorted(glob.glob(str(item), recursive=True))]
-    raise FileNotFoundError(f"{item}: no such file or folder")
-
-
-def _folders(top: Path, found: Found) -> dict[Path, list[Path]]:
-    """Return the DICOM and NIfTI files of a folder and its subfolders, by folder; other files of `top` are noted."""
-    folders = {}
-    for folder, names, files in os.walk(top):
-        names[:] = sorted(n for n in names if not n.startswith(".") and not n.endswith(CACHE_SUFFIX))
-        paths = [Path(folder, name) for name in sorted(files) if not name.startswith(".")]
-        medical = [p for p in paths if is_volume(p) and p.name.upper() != "DICOMDIR"]
-        if medical:
-            folders[Path(folder)] = medical
-        if Path(folder) == top:
-            found.images += [p for p in paths if p not in set(medical)]
-    return folders
-
-
-def _add(found: Found, files: Sequence[Path], slices: str | int, folder: Path | None = None) -> None:
-    """Open files and put what belongs together into volumes."""
-    series: dict[tuple[str, str | None], list[DicomFrame]] = defaultdict(list)
-    for path in files:
-        try:
-            if is_nifti(path):
-                volume = open_volume(path, slices)
-                found.volumes.append(volume)
-                if volume.nifti is not None and not volume.nifti.located:
-                    found.notes.append(f"{path}: does not say how it lies in the patient; taken as nibabel assumes")
-                continue
-            frames = read_header(path)
-        except VolumeError as error:
-            found.skipped.append(Skipped(path, str(error)))
-            continue
-        found.words |= frames[0].words
-        for frame in frames:
-            plane = oriented(frame.stored_shape, patient=frame.patient).plane
-            # A file without a series is one of its own, as one that was given by name is.
-            key = frame.reference.series if folder is not None and frame.reference.series else str(path)
-            series[key, plane].append(frame)
-    _add_series(found, series, slices, folder)
-
-
-def _add_series(
-    found: Found,
-    series: dict[tuple[str, str | None], list[DicomFrame]],
-    slices: str | int,
-    folder: Path | None,
-) -> None:
-    """Add the series of one folder; beside sagittal ones, those of other planes are left out."""
-    if not series:
-        return
-    planes = {plane for _, plane in series}
-    several = sum("sagittal" not in planes or plane == "sagittal" for _, plane in series) > 1
-    largest = max(series, key=lambda key: (key[1] == "sagittal", len(series[key])))
-    for number, ((uid, plane), frames) in enumerate(series.items()):
-        files = list(dict.fromkeys(frame.path for frame in frames))
-        if "sagittal" in planes and plane != "sagittal":
-            reason = f"{plane or 'no'} plane, in a folder of sagittal slices; give it by itself to use it"
-            found.skipped += [Skipped(path, f"mixed series: {reason}") for path in files]
-            continue
-        if (uid, plane) != largest and uid != largest[0] and len(series[largest]) > 1:
-            shown = ", ".join(path.name for path in files[:3]) + (", ..." if len(files) > 3 else "")
-            text = f"{folder}: mixed series: {shown} ({len(files)} files) taken as a series by itself"
-            found.notes.append(redact(text, found.words))
-        frames = sorted(frames, key=lambda frame: (frame.number, str(frame.path), frame.index))
-        if folder is None or len(files) == 1:
-            name = public_name(stem_of(files[0]), frames[0].words, frames[0].reference.sop_instance)
-        else:
-            name = public_name(folder.resolve().name, found.words, uid)
-            name = f"{name}_{number + 1}" if several else name
-        found.volumes.append(_from_frames(frames, name, slices))

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from meddet_yolo.data import slice_cache, volumes
+from meddet_yolo.data import search, slice_cache, volumes
 from meddet_yolo.data.slice_cache import CachedSlices, cache_slices
 from tests.dicom_files import make_dicom, make_enhanced
 
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def cache(folder: Path, **options: Any) -> CachedSlices:
-    files = volumes.volume_files(folder)
+    files = search.volume_files(folder)
     return cache_slices(
         files, label_folder=lambda f: f.parent.parent / "labels" / f.name, fallback=folder.parent / "spare", **options
     )

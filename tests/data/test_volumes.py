@@ -9,16 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meddet_yolo.data.volumes import (
-    Skipped,
-    Slice,
-    VolumeError,
-    choose,
-    find_volumes,
-    holds_volumes,
-    open_volume,
-    volume_files,
-)
+from meddet_yolo.data.search import find_volumes, holds_volumes, volume_files
+from meddet_yolo.data.volumes import Skipped, Slice, VolumeError, choose, open_volume
 from tests.dicom_files import make_dicom, make_enhanced
 
 VOLUMES = Path(__file__).resolve().parents[3] / "shared" / "data" / "volumes"
@@ -161,7 +153,7 @@ def test_reading_needs_neither_torch_nor_ultralytics(tmp_path: Path) -> None:
         "import sys, types\n"  # without the package's __init__, which registers layers
         "package = types.ModuleType('meddet_yolo'); package.__path__ = ['meddet_yolo']\n"
         "sys.modules['meddet_yolo'] = package\n"
-        "from meddet_yolo.data import slice_cache, structured_report, volumes\n"
+        "from meddet_yolo.data import pictures, slice_cache, structured_report, volumes\n"
         f"print(next(volumes.open_volume({str(path)!r}).read()).image.shape)\n"
         "assert not {'torch', 'ultralytics'} & set(sys.modules)"
     )
