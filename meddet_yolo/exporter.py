@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from meddet_yolo.trt.engine_file import read_engine, read_sidecar
-from meddet_yolo.trt.onnx_export import as_pair, export_onnx, export_openvino
+from meddet_yolo.trt.onnx_export import OPSET, as_pair, export_onnx, export_openvino
 from meddet_yolo.trt.preprocess import preprocess
 
 if TYPE_CHECKING:
@@ -63,6 +63,11 @@ def export(model: MedDet, **options: Any) -> str:
     form = FORMATS[str(options.pop("format")).lower()]
     _check_form(form, options)
     precision = _precision(options, "fp16" if form == "engine" else "fp32")
+    if form == "openvino" and precision not in {"fp32", "fp16"}:
+        raise ValueError(
+            f"precision={precision} is not for format=openvino: use fp32 or fp16, or format=onnx "
+            f"precision={precision}, which OpenVINO runs too"
+        )
     device = options.pop("device", None)
     common = _common(options)
     size = common["imgsz"] = _trained_size(model) if "imgsz" not in options else options.pop("imgsz")
@@ -78,7 +83,8 @@ def export(model: MedDet, **options: Any) -> str:
     method = options.pop("calibration", "minmax")
     with _loud():
         if form == "onnx":
-            path = export_onnx(model, out, precision=precision, calibration=method, **common)
+            opset = int(common["options"].pop("opset", OPSET))
+            path = export_onnx(model, out, precision=precision, calibration=method, opset=opset, **common)
         elif form == "openvino":
             path = export_openvino(model, out, half=precision == "fp16", **common)
         else:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from meddet_yolo.trt.engine_file import sha256, write_sidecar
 from meddet_yolo.trt.graph import input_shape, load_onnx, require
 from meddet_yolo.trt.half import to_half
-from meddet_yolo.trt.parity import TOLERANCES, Parity, batched, check_parity
+from meddet_yolo.trt.parity import TOLERANCES, Parity, ParityError, Tolerance, batched, check_parity, compare
 from meddet_yolo.trt.preprocess import preprocess
 from meddet_yolo.trt.quantize import quantize_onnx
 
@@ -34,6 +35,8 @@ __all__ = ["ONNX_PRECISIONS", "as_pair", "export_onnx", "export_openvino", "name
 ONNX_PRECISIONS = ("fp32", "fp16", "int8", "fp8")
 OPSET = 19  # the oldest in which Q/DQ nodes may stand beside half precision; TensorRT 10 reads it
 GATE_IMAGES = 4
+_ROUNDINGS = 4  # how many times a model's own rounding another runtime may differ
+_LARGEST_ROUNDING = 2e-3
 
 Array = npt.NDArray[np.float32]
 LOGGER = logging.getLogger("meddet_yolo.trt")
@@ -87,7 +90,7 @@ def export_onnx(
         `<file>.json` too.
 
     Raises:
-        ParityError: If the ONNX model differs from the original; nothing is written.
+        ParityError: If the ONNX model differs from the original by more than float32's rounding; nothing is written.
         ValueError: If the arguments exclude one another, or quantization has no images.
         ImportError: If onnx or onnxruntime is missing.
 
@@ -108,7 +111,14 @@ def export_onnx(
         exported = _ultralytics_export(network, Path(folder), "onnx", {**arguments, "dynamic": dynamic, "opset": opset})
         reference = _reference(network, exported, end2end)
         most = int(exported.args.max_det) if end2end else 0
-        parity = _gate(reference, exported.path, pictures, batch, dynamic, network, most)
+        checked = partial(_gate, reference, exported.path, pictures, batch, dynamic, network, most)
+        try:
+            parity = checked(TOLERANCES["fp32"])
+        except ParityError:
+            allowed = _tolerance(network, exported, end2end, np.stack(pictures[:GATE_IMAGES]))
+            if allowed is None:
+                raise
+            parity = checked(allowed)
         graph = load_onnx(exported.path)
         facts: dict[str, Any] = {"fp32": parity.as_dict()}
         if precision != "fp32":
@@ -368,7 +378,7 @@ def _ultralytics_export(model: Model, folder: Path, form: str, arguments: dict[s
     return _Exported(path, exporter.model, exporter.args)
 
 
-def _reference(model: Model, exported: _Exported, end2end: bool) -> Any:
+def _reference(model: Model, exported: _Exported, end2end: bool, double: bool = False) -> Any:
     """Return the original as a function of images: neither fused nor in export mode, so that both are tested too."""
     import torch
 
@@ -381,17 +391,43 @@ def _reference(model: Model, exported: _Exported, end2end: bool) -> Any:
         if hasattr(network, "end2end"):
             network.end2end = end2end
         network.model[-1].max_det = exported.model.model[-1].max_det
+    network = network.to(torch.float64 if double else torch.float32)
 
     def predict(images: Array) -> Array:
         with torch.no_grad():
-            result = network(torch.from_numpy(np.ascontiguousarray(images)))
-        return np.asarray((result[0] if isinstance(result, (tuple, list)) else result).numpy())
+            result = network(torch.from_numpy(np.ascontiguousarray(images)).to(next(network.parameters()).dtype))
+        return np.asarray((result[0] if isinstance(result, (tuple, list)) else result).float().numpy())
 
     return predict
 
 
+def _tolerance(model: Model, exported: _Exported, end2end: bool, images: Array) -> Tolerance | None:
+    """Return a wider tolerance for a model that amplifies float32's rounding beyond the usual one; None for others.
+
+    Some do, mostly untrained ones; nobody can reproduce them more closely. A model's own rounding is its difference
+    to itself in float64.
+    """
+    if exported.args.nms:
+        return None
+    single, double = (_reference(model, exported, end2end, double=wide)(images) for wide in (False, True))
+    boxes, scores = compare(double, single, max(images.shape[2:]))
+    usual = TOLERANCES["fp32"]
+    own = Tolerance(max(usual.boxes, _ROUNDINGS * boxes), max(usual.scores, _ROUNDINGS * scores))
+    if own == usual or not max(boxes, scores) < _LARGEST_ROUNDING:
+        return None
+    LOGGER.warning("the model's own rounding in float32 is large: boxes %.1e, scores %.1e", boxes, scores)
+    return own
+
+
 def _gate(
-    reference: Any, path: Path, pictures: Sequence[Array], batch: int, dynamic: bool, model: Model, most: int
+    reference: Any,
+    path: Path,
+    pictures: Sequence[Array],
+    batch: int,
+    dynamic: bool,
+    model: Model,
+    most: int,
+    tolerance: Tolerance,
 ) -> Parity:
     """Compare an ONNX file with the original; a dynamic one also at another size and batch.
 
@@ -401,13 +437,13 @@ def _gate(
     images = np.stack(pictures[:GATE_IMAGES])
     size = None if dynamic else batch
     parity = check_parity(
-        batched(reference, size), batched(predict, size), images, TOLERANCES["fp32"], "PyTorch and ONNX Runtime"
+        batched(reference, size), batched(predict, size), images, tolerance, "PyTorch and ONNX Runtime"
     )
     stride = int(max(model.model.stride))
     height, width = images.shape[2:]
     anchors = sum((height - stride) // s * ((width - stride) // s) for s in model.model.stride.int().tolist())
     if dynamic and anchors >= max(1, most):
         smaller = np.ascontiguousarray(images[:1, :, : height - stride, : width - stride])
-        other = check_parity(reference, predict, smaller, TOLERANCES["fp32"], "PyTorch and ONNX Runtime (smaller)")
+        other = check_parity(reference, predict, smaller, tolerance, "PyTorch and ONNX Runtime (smaller)")
         parity = max(parity, other, key=lambda p: (p.boxes, p.scores))
     return parity

@@ -71,6 +71,21 @@ def test_a_parity_failure_leaves_nothing(student, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_is_not_asked_for_more_than_float32_gives(student, tmp_path, monkeypatch, caplog):
+    real, own = onnx_export.onnx_predictor, onnx_export._reference
+
+    def rounding(model, exported, end2end, double=False):
+        predict = own(model, exported, end2end, double)
+        return lambda x: predict(x) + np.float32(1e-3 if double else 0)
+
+    monkeypatch.setattr(onnx_export, "onnx_predictor", lambda path: lambda x: real(path)(x) + np.float32(3e-3))
+    with pytest.raises(ParityError):
+        export_onnx(student, tmp_path / "s.onnx", imgsz=64)
+    monkeypatch.setattr(onnx_export, "_reference", rounding)  # a model whose rounding is a third of the difference
+    facts = parities(export_onnx(student, tmp_path / "s.onnx", imgsz=64))["fp32"]
+    assert facts["tolerance"]["scores"] == pytest.approx(4e-3, rel=0.01) and "own rounding" in caplog.text
+
+
 def test_an_old_export_survives_a_failure(student, tmp_path, monkeypatch):
     (tmp_path / "s.onnx").write_bytes(b"old")
     monkeypatch.setattr(onnx_export, "onnx_predictor", lambda path: lambda x: np.full((2, 84, 84), np.nan, np.float32))
