@@ -18,7 +18,7 @@ from meddet_yolo.data.grey import checked_window
 from meddet_yolo.data.mri_noise import MRINoise, MRINoiseConfig
 from meddet_yolo.data.search import CACHE_SUFFIX, volume_files
 from meddet_yolo.data.slice_cache import cache_slices
-from meddet_yolo.data.volumes import Skipped
+from meddet_yolo.data.volumes import Skipped, is_volume
 
 __all__ = ["MedDetDataset", "build_dataset"]
 
@@ -132,10 +132,14 @@ class MedDetDataset(YOLODataset):
 
 def _volumes(path: str) -> list[Path]:
     """Return the DICOM and NIfTI files of a folder or list; what does not exist is left to Ultralytics to refuse."""
-    try:
-        return volume_files(path)
-    except FileNotFoundError:
+    source = Path(path)
+    if source.is_dir():
+        return volume_files(source)
+    if not source.is_file():
         return []
+    lines = source.read_text(encoding="utf-8-sig").split("\n")  # as Ultralytics reads it: `./` is the list's folder
+    listed = (source.parent / line if line.startswith("./") else Path(line) for line in map(str.strip, lines) if line)
+    return [file for file in listed if is_volume(file)]
 
 
 def build_dataset(

@@ -87,6 +87,41 @@ def test_geometry_is_that_of_the_standards_formula(name: str) -> None:
         np.testing.assert_allclose(geometry.to_patient(at)[0], want, atol=1e-6)
 
 
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.tuples(*[st.floats(-1, 1)] * 6).filter(lambda v: np.linalg.norm(np.cross(v[:3], v[3:])) > 0.2),
+    st.tuples(*[st.floats(-900, 900)] * 3),
+    st.tuples(*[st.floats(0.1, 9)] * 2),
+    st.tuples(st.integers(2, 40), st.integers(2, 40)),
+)
+def test_any_header_lies_where_nibabel_says(
+    tmp_path: Path,
+    axes: tuple[float, ...],
+    position: tuple[float, ...],
+    spacing: tuple[float, ...],
+    shape: tuple[int, int],
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it calls its DICOM readers experimental
+        from nibabel.nicom.dicomwrappers import wrapper_from_data
+    along_row = np.array(axes[:3]) / np.linalg.norm(axes[:3])
+    along_column = np.cross(np.cross(along_row, axes[3:]), along_row)
+    along_column /= np.linalg.norm(along_column)
+    path = make_dicom(
+        tmp_path / "a.dcm",
+        np.zeros(shape, np.uint16),
+        orientation=[*along_row, *along_column],
+        position=position,
+        spacing=spacing,
+    )
+    affine = wrapper_from_data(pydicom.dcmread(path)).affine  # from (row, column, 0) of a pixel's centre to LPS
+    (frame,) = read_header(path)
+    geometry = oriented(shape, patient=frame.patient)
+    for row, column in [(0, 0), (shape[0] - 1, 0), (0, shape[1] - 1), (1, 1)]:
+        at = geometry.from_stored([[column + 0.5, row + 0.5]])
+        np.testing.assert_allclose(geometry.to_patient(at)[0], (affine @ [row, column, 0, 1])[:3], atol=1e-4)
+
+
 grey_types = st.sampled_from([(np.uint8, 8), (np.uint16, 12), (np.uint16, 16), (np.int16, 12), (np.int16, 16)])
 
 
