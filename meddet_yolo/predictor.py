@@ -168,7 +168,8 @@ def _marked(image: np.ndarray, part: Slice) -> np.ndarray:
         side = "L" if part.offset_mm > 0 else "R"
         texts.append((f"{abs(part.offset_mm):.1f} mm {side}" if part.offset_mm else "middle", (6, height - 8)))
     for text, place in texts:
-        cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 220, 255), 1, cv2.LINE_AA)
+        for colour, thickness in (((0, 0, 0), 3), ((0, 220, 255), 1)):  # readable on any ground
+            cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.6, colour, thickness, cv2.LINE_AA)
     return image
 
 
