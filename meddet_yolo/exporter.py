@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from meddet_yolo.trt.engine_file import read_engine, read_sidecar
-from meddet_yolo.trt.onnx_export import OPSET, as_pair, export_onnx, export_openvino
+from meddet_yolo.trt.onnx_export import OPSET, export_onnx
+from meddet_yolo.trt.openvino_export import export_openvino
+from meddet_yolo.trt.original import as_pair
 from meddet_yolo.trt.preprocess import preprocess
 
 if TYPE_CHECKING:

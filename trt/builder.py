@@ -19,7 +19,8 @@ from meddet_yolo.trt.compile import BuildOptions, Compiled, Profile, as_capabili
 from meddet_yolo.trt.engine_file import sha256, write_engine
 from meddet_yolo.trt.graph import conv_precisions, input_shape, is_quantized, load_onnx, metadata_of, require
 from meddet_yolo.trt.half import to_half
-from meddet_yolo.trt.onnx_export import OPSET, as_pair, check_converted, export_onnx, name_of, sample_images
+from meddet_yolo.trt.onnx_export import OPSET, check_converted, export_onnx
+from meddet_yolo.trt.original import as_pair, name_of, sample_images
 from meddet_yolo.trt.quantize import quantize_onnx
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from meddet_yolo.nn.nmode import NmODE2Activation
 from meddet_yolo.trt import graph
 from meddet_yolo.trt.graph import OnnxError, conv_precisions, float32_nodes, load_onnx, nmode_nodes, sort_nodes
 from meddet_yolo.trt.half import to_half
-from meddet_yolo.trt.onnx_export import sample_images
+from meddet_yolo.trt.original import sample_images
 from meddet_yolo.trt.quantize import quantize_onnx, sensitive_convolutions
 
 

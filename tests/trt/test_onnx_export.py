@@ -10,7 +10,9 @@ from meddet_yolo import MedDet
 from meddet_yolo.trt import onnx_export
 from meddet_yolo.trt.engine_file import read_sidecar, sha256
 from meddet_yolo.trt.graph import input_shape, load_onnx, metadata_of
-from meddet_yolo.trt.onnx_export import as_pair, export_onnx, export_openvino, onnx_predictor, sample_images
+from meddet_yolo.trt.onnx_export import export_onnx, onnx_predictor
+from meddet_yolo.trt.openvino_export import export_openvino
+from meddet_yolo.trt.original import as_pair, sample_images
 from meddet_yolo.trt.parity import TOLERANCES, ParityError, Tolerance, batched, check_parity, compare
 
 EXACT = TOLERANCES["fp32"]
@@ -72,7 +74,7 @@ def test_a_parity_failure_leaves_nothing(student, tmp_path, monkeypatch):
 
 
 def test_a_model_is_not_asked_for_more_than_float32_gives(student, tmp_path, monkeypatch, caplog):
-    real, own = onnx_export.onnx_predictor, onnx_export._reference
+    real, own = onnx_export.onnx_predictor, onnx_export.reference_predictor
 
     def rounding(model, exported, end2end, double=False):
         predict = own(model, exported, end2end, double)
@@ -81,7 +83,9 @@ def test_a_model_is_not_asked_for_more_than_float32_gives(student, tmp_path, mon
     monkeypatch.setattr(onnx_export, "onnx_predictor", lambda path: lambda x: real(path)(x) + np.float32(3e-3))
     with pytest.raises(ParityError):
         export_onnx(student, tmp_path / "s.onnx", imgsz=64)
-    monkeypatch.setattr(onnx_export, "_reference", rounding)  # a model whose rounding is a third of the difference
+    monkeypatch.setattr(
+        onnx_export, "reference_predictor", rounding
+    )  # a model whose rounding is a third of the difference
     facts = parities(export_onnx(student, tmp_path / "s.onnx", imgsz=64))["fp32"]
     assert facts["tolerance"]["scores"] == pytest.approx(4e-3, rel=0.01) and "own rounding" in caplog.text
 
