@@ -1,6 +1,10 @@
 """Every GFL detector learns: a short training on drawn spines, by Ultralytics' loop with our loss."""
 
 import csv
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +139,23 @@ def test_mixed_precision_of_the_loss_on_a_cpu(tiny_data: Path) -> None:
     loss.sum().backward()
     grads = [p.grad for p in model.parameters() if p.requires_grad]
     assert all(g is not None and g.isfinite().all() for g in grads)
+
+
+@pytest.mark.slow
+def test_two_processes_stay_equal(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
+    settings = {**SHORT, "model": "gfl-shufflenetv2.yaml", "data": str(tiny_data), "teachers": [str(teacher)]}
+    settings |= {"imgsz": 64, "batch": 4, "epochs": 2, "val": False, "project": str(tmp_path), "name": "run"}
+    worker = Path(__file__).parent / "_ddp_worker.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(worker)]
+    done = subprocess.run(
+        [*command, json.dumps(settings), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first["student"] == second["student"] and first["distiller"] == second["distiller"]
+    assert first["losses"] != second["losses"]  # each has seen other images
