@@ -26,9 +26,9 @@ failed=()
 
 # step NAME SECONDS COMMAND...: run once, with a log, within a time.
 step() {
-  local name=$1 limit=$2
+  local name=$1 limit=$2 mark="$out/done/${dry:+dry-}$1"
   shift 2
-  if [ -e "$out/done/$name" ]; then
+  if [ -e "$mark" ]; then
     echo "$name: done before"
     return
   fi
@@ -36,7 +36,7 @@ step() {
   timeout --kill-after=10 "$limit" "$@" >"$out/$name.log" 2>&1
   local code=$?
   if [ "$code" -eq 0 ]; then
-    touch "$out/done/$name"
+    touch "$mark"
     echo "$name: done in $((SECONDS - start)) s"
   else
     failed+=("$name")

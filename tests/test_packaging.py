@@ -104,6 +104,6 @@ def test_checkout_finds_its_files():
     assert (Path(meddet_yolo.cfg.__file__).parent / "distill" / "default.yaml").is_file()
 
 
-@pytest.mark.parametrize("script", ["quickstart", "run-tests", ".ci/run", "scripts/venv.sh"])
+@pytest.mark.parametrize("script", ["quickstart", "run-tests", ".ci/run", "scripts/venv.sh", "benchmarks/gpu.sh"])
 def test_scripts_parse(script):
     assert subprocess.run(["bash", "-n", ROOT / script]).returncode == 0

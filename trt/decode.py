@@ -109,8 +109,8 @@ def non_max_suppression(rows: NDArray[np.float32], iou: float, *, agnostic: bool
 
     Examples:
         >>> rows = np.array([[0, 0, 10, 10, 0.5, 0], [1, 0, 10, 10, 0.9, 0], [0, 0, 10, 10, 0.4, 1]], np.float32)
-        >>> non_max_suppression(rows, 0.5)
-        array([1, 2])
+        >>> non_max_suppression(rows, 0.5).tolist()
+        [1, 2]
     """
     if not len(rows):
         return np.zeros(0, np.intp)

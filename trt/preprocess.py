@@ -37,8 +37,8 @@ class Letterbox:
         """Return boxes (N, 4) `x1 y1 x2 y2` of the input in pixels of the image, clipped to it.
 
         Examples:
-            >>> fit_letterbox((50, 100), (64, 64)).to_image(np.array([[0.0, 16.0, 64.0, 48.0]]))
-            array([[  0.,   0., 100.,  50.]], dtype=float32)
+            >>> fit_letterbox((50, 100), (64, 64)).to_image(np.array([[0.0, 16.0, 64.0, 48.0]])).tolist()
+            [[0.0, 0.0, 100.0, 50.0]]
         """
         height, width = self.image_shape
         # The rounded sides of the resized image set the scale, one a direction, not the common factor before rounding.

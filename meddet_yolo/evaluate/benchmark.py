@@ -47,6 +47,7 @@ def benchmark(
     accuracy: bool = True,
     compute_capability: Any = None,
     end2end: bool = False,
+    trust: bool = False,
     out: str | Path = "runs/benchmark",
 ) -> str:
     """Measure models in several back ends side by side.
@@ -69,6 +70,7 @@ def benchmark(
         accuracy: Whether to validate every candidate on `data`.
         compute_capability: GPU generations that RTX engines are built for, such as 8.6; by default this machine's.
         end2end: Whether models that have a head without NMS (YOLO26, v10 and ours on them) run with it.
+        trust: Load engines that have no sidecar with their hash, such as those of `yolo export`; an engine is code.
         out: Folder for `benchmark.json`, `benchmark.md`, plots and exported files, which a second run takes again.
 
     Returns:
@@ -95,6 +97,7 @@ def benchmark(
         calibration=calibration,
         compute_capability=compute_capability,
         end2end=end2end,
+        trust=trust,
     )
     workshop.gpu = gpu
     monitor = GpuMonitor(number)
@@ -126,8 +129,9 @@ def benchmark(
         for count in batches:
             candidates = []
             for source in sources:
+                own = source.own_precision()
                 for backend in usable:
-                    for kind in precisions or _default_precisions(backend, gpu):
+                    for kind in precisions or ((own,) if own else _default_precisions(backend, gpu)):
                         candidates += _make(workshop, source, backend, kind, size, count, results, skipped)
             images = timed_images(data, count)
             measured = time_candidates(

@@ -65,6 +65,12 @@ class Source:
             return "openvino"
         return {".onnx": "onnx", ".engine": "engine"}.get(Path(self.path).suffix.lower(), "model")
 
+    def own_precision(self) -> str | None:
+        """Return the precision that an exported file says it has; None for a model, or where it says nothing."""
+        if self.kind not in ("onnx", "engine"):
+            return None
+        return read_sidecar(self.path).get("meddet_precision")
+
     def model(self) -> Any:
         """Return a fresh copy of the loaded model; it is loaded once."""
         if self._model is None:
@@ -130,6 +136,7 @@ class Workshop:
         calibration: Returns images for int8 and fp8, (C, H, W) in 0..1, for an input size; None without a data set.
         compute_capability: GPU generations that RTX engines are built for; this machine's where None.
         end2end: Whether models that have a head without NMS run with it.
+        trust: Whether to load given engines that have no sidecar with their hash.
     """
 
     def __init__(
@@ -141,6 +148,7 @@ class Workshop:
         calibration: Callable[[int], list[NDArray[np.float32]]] | None = None,
         compute_capability: Any = None,
         end2end: bool = False,
+        trust: bool = False,
     ) -> None:
         self.folder = folder
         self.device = device
@@ -148,15 +156,16 @@ class Workshop:
         self.calibration = calibration
         self.compute_capability = compute_capability
         self.end2end = end2end
+        self.trust = trust
         self.gpu = torch.cuda.is_available()
 
     def unavailable(self, backend: str) -> str:
         """Return why a back end cannot be used here at all; empty where it can."""
+        if backend == "tensorrt" and not self.gpu:
+            return "no CUDA GPU: TensorRT builds and runs engines on the GPU only"
         module = _MODULES.get(backend)
         if module and find_spec(module) is None:
             return f"{_PIP[backend]} is not installed: pip install {_PIP[backend]}"
-        if backend == "tensorrt" and not self.gpu:
-            return "no CUDA GPU: TensorRT builds and runs engines on the GPU only"
         return ""
 
     def make(self, source: Source, backend: str, precision: str, imgsz: int, batch: int) -> Candidate:
@@ -278,18 +287,14 @@ class Workshop:
         source, backend = candidate.source, candidate.backend
         path = Path(source.path)
         fitting = {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",)}.get(source.kind)
-        facts: dict[str, Any] = {}
         if source.kind == "engine":
             from meddet_yolo.trt.engine_file import read_engine
 
-            facts = read_engine(path).metadata
-            fitting = (str(facts.get("meddet_runtime") or "tensorrt"),)
-        elif source.kind == "onnx":
-            facts = read_sidecar(path)
+            fitting = (str(read_engine(path).metadata.get("meddet_runtime") or "tensorrt"),)
         if backend not in (fitting or ()):
             raise Skipped(f"{path.name} runs in {' and '.join(fitting or ())} only")
-        own = str(facts.get("meddet_precision") or candidate.precision)
-        if own != candidate.precision:
+        own = source.own_precision()
+        if own not in (None, candidate.precision):
             raise Skipped(f"{path.name} is {own}")
         candidate.file = path
 
@@ -302,7 +307,7 @@ class Workshop:
             if not self.gpu:
                 candidate.reason = "built; no CUDA GPU to run it on"
                 return
-            candidate.runner = EngineRunner(file, device=self.device)
+            candidate.runner = EngineRunner(file, device=self.device, trust=self.trust)
         elif candidate.backend == "onnxruntime":
             candidate.runner = OnnxRunner(file, threads=self.threads)
         else:
