@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import cv2
 import numpy as np
 
 __all__ = [
@@ -81,6 +80,11 @@ def _tissue(image: np.ndarray) -> np.ndarray:
     return np.asarray(image > _BACKGROUND * bright)
 
 
+def _magnitude(real: np.ndarray, imaginary: np.ndarray) -> np.ndarray:
+    """Return the magnitude; OpenCV's is twice as fast, but its last bit depends on where an array lies in memory."""
+    return np.asarray(np.sqrt(real * real + imaginary * imaginary))
+
+
 # One plane, float32 in, float32 out -----------------------------------------------------------------------------------
 
 
@@ -97,7 +101,7 @@ def rician_noise(image: np.ndarray, sigma: float, rng: np.random.Generator) -> n
         Image of shape (H, W), float32.
     """
     noise = rng.standard_normal((2, *image.shape), dtype=np.float32) * np.float32(sigma * signal_level(image))
-    return np.asarray(cv2.magnitude(image + noise[0], noise[1]))
+    return _magnitude(image + noise[0], noise[1])
 
 
 def bias_field(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
@@ -177,7 +181,7 @@ def motion_ghosting(image: np.ndarray, sigma: float, rng: np.random.Generator) -
     shift = max(1, round(rng.uniform(*_SHIFT) * image.shape[axis]))
     forward, backward = np.roll(image, shift, axis), np.roll(image, -shift, axis)
     real = image + np.float32(sigma * math.cos(phase)) * (forward + backward)
-    return np.asarray(cv2.magnitude(real, np.float32(sigma * math.sin(phase)) * (forward - backward)))
+    return _magnitude(real, np.float32(sigma * math.sin(phase)) * (forward - backward))
 
 
 def kspace_spikes(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
