@@ -1,8 +1,9 @@
 """Which form of nmODE² runs fastest in ONNX Runtime and OpenVINO on a CPU?
 
-Each candidate is exported alone by torch.onnx.export, as Ultralytics exports a model, and timed on one (1, 64, 80, 80)
-map in turn with SiLU and GELU. `NmODE2Activation` exports "table, GatherElements" to ONNX and "table, Gather" to every
-other trace, of which OpenVINO's converter is one.
+Each candidate is exported alone, as Ultralytics exports a model (torch.onnx.export for ONNX Runtime, a traced module
+for OpenVINO), and timed on one (1, 64, 80, 80) map in turn with SiLU and GELU. "as exported" is what `NmODE2Activation`
+does: lines by GatherElements in ONNX, lines by Gather with the channels last in every other trace. The latter pays
+alone for two reorderings that a detector, whose convolutions have the channels last anyway, does not need.
 
     python benchmarks/nmode2_export.py --threads 2
 """
@@ -76,14 +77,25 @@ def horner(x: Tensor, coefficients: np.ndarray) -> Tensor:
     return result
 
 
-def table_by_gather(g: Tensor) -> Tensor:
-    """Linear interpolation with ONNX Gather, which keeps the shape of its index."""
+def lines_by_gather(g: Tensor) -> Tensor:
+    """The lines that `NmODE2Activation` exports, with ONNX Gather, which keeps the shape of its index."""
     table = plain_table(1.0, 0)
-    values, slopes = torch.from_numpy(table.values), torch.from_numpy(table.slopes)
-    x = reduced(g) * table.size
-    k = torch.round(x)
-    index = (k + len(values) // 2).to(torch.int32)
-    return values[index] + (x - k) * slopes[index]
+    u = reduced(g)
+    cell = (u * table.size + table.size / 2).to(torch.int32)
+    return torch.from_numpy(table.intercepts)[cell] + u * torch.from_numpy(table.slopes)[cell]
+
+
+def lines_through_their_middle(g: Tensor) -> Tensor:
+    """Value and slope in the middle of each cell: exact to more digits, for two more operations."""
+    table = plain_table(1.0, 0)
+    middle = (torch.arange(table.size + 1) + 0.5) / table.size - 0.5
+    slopes = torch.from_numpy(table.slopes)
+    values = torch.from_numpy(table.intercepts) + slopes * middle
+    x = reduced(g) * table.size + table.size / 2
+    k = torch.floor(x)
+    cell = k.to(torch.int64).reshape(-1)
+    value, slope = (torch.gather(part, 0, cell).reshape(g.shape) for part in (values, slopes / table.size))
+    return value + (x - k - 0.5) * slope
 
 
 def nearest_of_65536(g: Tensor) -> Tensor:
@@ -99,9 +111,10 @@ CANDIDATES: dict[str, Callable[[Tensor], Tensor]] = {
     "SiLU": F.silu,
     "Fourier series": fourier_series,
     "warped polynomial": warped_polynomial,
-    "table, Gather": table_by_gather,
     "65,536 entries, no interpolation": nearest_of_65536,
-    "table, GatherElements": NmODE2Activation(),
+    "lines through the middle, GatherElements": lines_through_their_middle,
+    "lines, Gather": lines_by_gather,
+    "as exported": NmODE2Activation(),
 }
 
 
@@ -117,20 +130,26 @@ class Wrapped(nn.Module):
         return self.function(g)
 
 
-def runtimes(path: Path, g: np.ndarray, threads: int) -> dict[str, Callable[[], np.ndarray]]:
-    """Return a call per runtime."""
+def onnx_call(path: Path, g: Tensor, threads: int) -> Callable[[], np.ndarray]:
+    """Return a run of an ONNX file in ONNX Runtime."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
-    request.set_input_tensor(openvino.Tensor(g))
+    return lambda: session.run(None, {"g": g.numpy()})[0]
 
-    def openvino_call() -> np.ndarray:
+
+def openvino_call(module: nn.Module, g: Tensor, threads: int) -> Callable[[], np.ndarray]:
+    """Return a run of a traced module in OpenVINO."""
+    model = openvino.convert_model(module.eval(), example_input=g, input=[tuple(g.shape)])
+    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    request.set_input_tensor(openvino.Tensor(g.numpy()))
+
+    def call() -> np.ndarray:
         request.infer()
         return request.get_output_tensor().data
 
-    return {"ONNX Runtime": lambda: session.run(None, {"g": g})[0], "OpenVINO": openvino_call}
+    return call
 
 
 def main() -> None:
@@ -149,8 +168,8 @@ def main() -> None:
             path = Path(folder) / f"{number}.onnx"
             names: dict[str, Any] = {"input_names": ["g"], "output_names": ["y"]}
             torch.onnx.export(Wrapped(function), (g,), path, opset_version=17, dynamo=False, **names)
-            for runtime, call in runtimes(path, g.numpy(), args.threads).items():
-                calls[runtime][name] = call
+            calls["ONNX Runtime"][name] = onnx_call(path, g, args.threads)
+            calls["OpenVINO"][name] = openvino_call(Wrapped(function), g, args.threads)
         tables = {}
         for runtime, candidates in calls.items():
             times = interleave(candidates, args.rounds, args.clock)

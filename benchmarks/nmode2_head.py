@@ -1,9 +1,11 @@
 """What does nmODE² in the head cost a whole detector at inference?
 
 Times a MedDet model against the stock model of the same layout, both untrained and fused, on one image: in PyTorch, in
-ONNX Runtime and in OpenVINO, each exported by Ultralytics, in turn in one process on the CPU.
+ONNX Runtime and in OpenVINO, each exported by Ultralytics, in one process on the CPU. The two models take turns; the
+runtimes come one after another, because idle threads of one would disturb the next.
 
     python benchmarks/nmode2_head.py --threads 2
+    python benchmarks/nmode2_head.py --threads 2 --nc 2
 """
 
 from __future__ import annotations
@@ -20,10 +22,20 @@ import openvino
 import torch
 from nmode2_timing import CLOCKS, header, interleave, ratio, summary, write
 from ultralytics import YOLO
+from ultralytics.nn import tasks
+from ultralytics.utils import YAML
 
 import meddet_yolo  # noqa: F401  # teaches Ultralytics our head
 
 STOCK = {"meddet": "yolo26", "meddet11": "yolo11"}
+
+
+def write_layout(name: str, nc: int) -> str:
+    """Write a model layout with another number of classes to the working folder; its name carries the scale."""
+    layout = tasks.yaml_model_load(name) | {"nc": nc}
+    layout.pop("yaml_file")
+    YAML.save(name, layout)
+    return name
 
 
 def pytorch_call(yolo: YOLO, image: np.ndarray) -> Callable[[], np.ndarray]:
@@ -64,6 +76,7 @@ def openvino_call(folder: str, image: np.ndarray, threads: int) -> Callable[[], 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="meddet-n.yaml", help="a MedDet layout")
+    parser.add_argument("--nc", type=int, default=80, help="number of classes")
     parser.add_argument("--imgsz", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=61)
@@ -77,26 +90,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # exports are written beside the layout's name
         for name, layout in names.items():
+            layout = write_layout(layout, args.nc)
             onnx = YOLO(layout).export(format="onnx", imgsz=args.imgsz, verbose=False)
             folder_of_xml = YOLO(layout).export(format="openvino", imgsz=args.imgsz, verbose=False)
             torch.set_num_threads(args.threads)  # an export may have changed it
             calls["PyTorch"][name] = pytorch_call(YOLO(layout), image)
             calls["ONNX Runtime"][name] = onnx_call(onnx, image, args.threads)
             calls["OpenVINO"][name] = openvino_call(folder_of_xml, image, args.threads)
-        flat = {f"{runtime}, {name}": call for runtime, pair in calls.items() for name, call in pair.items()}
-        times = interleave(flat, args.rounds, args.clock)
+        times = {runtime: interleave(pair, args.rounds, args.clock) for runtime, pair in calls.items()}
     rows = [
         {
             "runtime": runtime,
             "model": names[name],
-            **summary(times[f"{runtime}, {name}"]),
-            "times stock": ratio(times[f"{runtime}, {name}"], times[f"{runtime}, stock"]),
+            **summary(times[runtime][name]),
+            "times stock": ratio(times[runtime][name], times[runtime]["stock"]),
         }
         for runtime, pair in calls.items()
         for name in pair
     ]
-    caption = f"{args.model} against {names['stock']}, one image of {args.imgsz} px"
-    write(f"nmode2_head_{Path(args.model).stem}", "Cost of nmODE² in a whole detector", head, {caption: rows})
+    caption = f"{args.model} against {names['stock']}, one image of {args.imgsz} px, {args.nc} classes"
+    write(f"nmode2_head_{Path(args.model).stem}_{args.nc}", "Cost of nmODE² in a whole detector", head, {caption: rows})
 
 
 if __name__ == "__main__":

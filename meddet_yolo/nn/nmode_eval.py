@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -215,24 +216,40 @@ def _rows(g: Tensor) -> int:
 
 
 def _lines(turns: Tensor, t_end: float, order: int, look_up: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Value at ``turns``: g in units of pi, of shape (rows, N). ``look_up`` takes a table and indices, row by row."""
+    """Value at ``turns``: g in units of pi, of shape (rows, N). ``look_up`` takes a table and cell numbers, row by row.
+
+    NaN has no cell. Each look-up takes another one in its place, and u carries the NaN into the result.
+    """
     size = plain_table(t_end, order).size
     u = turns - torch.round(turns)
-    # NaN has no cell: without the limits a runtime would stop there, with them u carries the NaN into the result.
-    cell = (u * size + size / 2).to(torch.int32).clamp(0, size)
+    cell = u * size + size / 2  # in [0, size]
     with _untraced():
         intercepts, slopes = _plain_tensors(t_end, order, turns.shape[0], turns.device)
     return look_up(intercepts, cell) + u * look_up(slopes, cell)
 
 
+class _WithoutNaN(torch.autograd.Function):
+    """Numbers >= 0 as they are, NaN as 0; ONNX Runtime has no cheaper way than ThresholdedRelu."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.nan_to_num(x)
+
+    @staticmethod
+    def symbolic(graph: Any, x: Any) -> Any:
+        return graph.op("ThresholdedRelu", x, alpha_f=-1.0)
+
+
 def _gather_elements(table: Tensor, cell: Tensor) -> Tensor:
     """ONNX GatherElements: in ONNX Runtime several times faster than Gather."""
-    return torch.gather(table, 1, cell.to(torch.int64))
+    without_nan: Tensor = _WithoutNaN.apply(cell)
+    return torch.gather(table, 1, without_nan.to(torch.int64))
 
 
 def _gather(table: Tensor, cell: Tensor) -> Tensor:
     """Gather from the only row: in OpenVINO several times faster than GatherElements."""
-    return torch.index_select(table[0], 0, cell[0])[None]
+    index = cell.to(torch.int32).clamp(0, table.shape[1] - 1)
+    return torch.index_select(table[0], 0, index[0])[None]
 
 
 def _series(g: Tensor, t_end: float, order: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The closed form against torchdiffeq's dopri8, over dtypes, layouts, ranges and t_end."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -187,6 +188,23 @@ def test_result_does_not_depend_on_threads_or_pieces(monkeypatch, threads, dtype
     monkeypatch.setattr(nmode_eval, "_PIECE", 50)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     torch.testing.assert_close(nmode2(g), expected, rtol=0, atol=1e-7)
+
+
+def test_result_of_one_call_is_not_the_work_space_of_the_next():
+    g = torch.linspace(-3, 3, 501)
+    first = nmode2(g)
+    kept = first.clone()
+    nmode2(g + 1)
+    assert torch.equal(first, kept)
+
+
+def test_threads_do_not_share_their_work_space():
+    inputs = [torch.linspace(-3, 3, 200_000) + shift for shift in range(4)]
+    expected = [nmode2(g) for g in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for result, wanted in zip(pool.map(nmode2, inputs), expected, strict=True):
+                assert torch.equal(result, wanted)
 
 
 def test_without_fused_multiply_add_the_error_stays_within_the_promise(monkeypatch):
