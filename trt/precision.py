@@ -38,6 +38,8 @@ _TYPES = (  # the words of TensorRT 8 to 11 and RTX, the more specific first
 _LINE = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]+), Inputs: \[(?P<inputs>.*?)\](?:, Constants|, Out)"
 )
+_OLD_LINE = re.compile(r"^Layer\((?P<kind>[^)]*)\): (?P<name>.*?), Tactic: [^,]*, (?P<inputs>.*?) -> (?P<outputs>.*)$")
+_OLD_TYPE = re.compile(r"\[(\w+)\(")
 _OUTPUTS = re.compile(r"Outputs: \[(?P<outputs>.*?)\], TacticName")
 _DATATYPE = re.compile(r"(?:Datatype|DataType|Format/Datatype): ([^,}\]]+)")
 _STRONGLY_TYPED_SHARE = 0.95  # of the layers that the graph wants in a precision
@@ -220,11 +222,20 @@ def _from_line(line: str) -> Layer | None:
     """Read one line of the inspector's one-line format."""
     match = _LINE.match(line.strip())
     if match is None:
-        return None
+        return _from_old_line(line.strip())
     outputs = _OUTPUTS.search(line)
     inputs = tuple(precision_of(t) for t in _DATATYPE.findall(match["inputs"] + "}"))
     results = tuple(precision_of(t) for t in _DATATYPE.findall((outputs["outputs"] if outputs else "") + "}"))
     return Layer(match["name"], match["kind"], inputs, results)
+
+
+def _from_old_line(line: str) -> Layer | None:
+    """Read one line in the words of older builders: ``Layer(Kind): name, Tactic: 0x1, x[Half(1,8)] -> y[Half(1,8)]``."""
+    match = _OLD_LINE.match(line)
+    if match is None:
+        return None
+    types = (tuple(precision_of(t) for t in _OLD_TYPE.findall(match[part])) for part in ("inputs", "outputs"))
+    return Layer(match["name"], match["kind"], *types)
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -113,6 +113,31 @@ def test_what_cannot_be_read_back_is_an_error():
         PrecisionAudit.of([], "fp16", "build log").check()
 
 
+# Printed by TensorRT-RTX 1.7 (first three) and by TensorRT 8 (last two), shortened.
+LOG = """Layers:
+Name: __myl_CorrSilu_myl0_1, LayerType: runtime_fusion, Inputs: [ { Name: a, Dimensions: [1,4,192,192], Datatype: Half, Format: (NHWC) Channel major format }], Constants: [ { Name: w, Dimensions: [16,4,3,3], Datatype: Int8, Format: (NHWC) }], Outputs: [ { Name: b, Dimensions: [1,16,96,96], Datatype: Float, Format: (NHWC) }], TacticName: , StreamId: 0, Metadata: [ONNX Layer: /model.0/conv/Conv]
+Name: __mye17280_myl0_155, LayerType: signal, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 0
+Name: /model.9/Concat, LayerType: runtime_function, Inputs: [ { Name: a, Dimensions: [1,128,6,6], Datatype: Half, Format: (NHWC) }, { Name: b, Dimensions: [1,128,6,6], Datatype: Half, Format: (NHWC) }], Constants: [], Outputs: [ { Name: c, Dimensions: [1,256,6,6], Datatype: Half, Format: (NHWC) }], TacticName: x
+Layer(CaskConvolution): conv1_h + conv1_relu, Tactic: 1062367460111450758, data[Half(-2,3,300,300)] -> conv1_h[Float(-2,32,150,150)]
+Layer(Reformat): Reformatting CopyNode for Output Tensor 0 to conv1_pool, Tactic: 0, a[Float(-2,32,75,75)], b[Int8(3)] -> c[Half(-2,32,75,75)]
+
+I/O Tensors:
+ Name: images, IOMode: Input, DataType: Float, Dimensions: [1,3,128,128]
+"""  # noqa: E501
+
+
+def test_the_builders_log_is_read():
+    found = parse_layers(LOG)
+    assert [(layer.kind, layer.inputs, layer.outputs) for layer in found] == [
+        ("runtime_fusion", ("fp16",), ("fp32",)),
+        ("signal", (), ()),
+        ("runtime_function", ("fp16", "fp16"), ("fp16",)),
+        ("CaskConvolution", ("fp16",), ("fp32",)),
+        ("Reformat", ("fp32", "int8"), ("fp16",)),
+    ]
+    assert PrecisionAudit.of(found, "fp16", "build log").matrix == {"fp16": 2}
+
+
 def test_data_movement_is_no_convolution_whatever_its_name():
     for kind in ("kgen", "Reformat", "NoOp", "Constant", "runtime_function", "signal"):
         assert not Layer("/model.0/conv/Conv_myl0_3", kind, ("fp32",), ()).is_matrix
