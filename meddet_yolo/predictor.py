@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 from ultralytics.data.loaders import SourceTypes
+from ultralytics.data.utils import IMG_FORMATS, VID_FORMATS
 from ultralytics.engine.results import Results
 from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.utils import LOGGER
@@ -156,6 +157,11 @@ class SliceResults(Results):
         }
 
 
+def _suffix(path: Path) -> str:
+    """Return a file's suffix as Ultralytics lists them."""
+    return path.suffix[1:].lower()
+
+
 def _marked(image: np.ndarray, part: Slice) -> np.ndarray:
     """Write the patient's sides, and how far to the left or right a sagittal slice lies, at a picture's edges."""
     height, width = image.shape[:2]
@@ -206,7 +212,8 @@ class VolumeLoader:
         self.source_type = SourceTypes()
         self.skipped = list(found.skipped)
         self.skipped_of: dict[int, list[Skipped]] = {}  # by volume, those that only decoding showed
-        self.nf = sum(map(len, found.volumes)) + len(found.images)
+        self.images = found.images + [p for p in found.beside if _suffix(p) in IMG_FORMATS]
+        self.nf = sum(map(len, found.volumes)) + len(self.images)
         self.current: list[tuple[int, Slice] | None] = []  # of the batch: volume and slice; None for an ordinary image
         self.count = 0
         self.on_close: Any = None
@@ -244,7 +251,7 @@ class VolumeLoader:
                 # Ultralytics names its output after the stem of this path.
                 yield f"{item.name}.png", image, item.name, (number, item)
         flag = cv2.IMREAD_GRAYSCALE if self.channels == 1 else cv2.IMREAD_COLOR
-        for path in self.found.images:
+        for path in self.images:
             image = imread(str(path), flags=flag)
             if image is None:
                 self._skip(Skipped(path, "not an image, or damaged"))
@@ -289,6 +296,8 @@ class MedDetPredictor(DetectionPredictor):
             self.args.imgsz = self.model.imgsz  # an exported model of fixed size
         self.imgsz = check_imgsz(self.args.imgsz, stride=stride or self.model.stride, min_dim=2)
         found = find_volumes(source.source, source.slices)
+        videos = [path for path in found.beside if _suffix(path) in VID_FORMATS]
+        found.skipped += [Skipped(path, "a video beside DICOM or NIfTI; give it by itself") for path in videos]
         for note in found.notes:
             LOGGER.warning(note)
         for skipped in found.skipped:

@@ -233,7 +233,11 @@ def test_bad_files_give_an_exit_code_and_the_rest_is_done(
     assert "bad.dcm: not a DICOM file; the others are done" in capsys.readouterr().err
     assert (tmp_path / "o" / "b" / "good.json").is_file()
     (tmp_path / "bad.dcm").unlink()
+    (tmp_path / "README.txt").write_text("no image, and none that was asked for")
     assert main([*command, "name=c"]) == 0
+    (tmp_path / "film.mp4").write_bytes(b"")
+    assert main([*command, "name=d"]) == 1
+    assert "film.mp4: a video beside DICOM or NIfTI" in capsys.readouterr().err
 
 
 def test_reports_without_dicom_are_refused(model: MedDet, tiny_data: Path) -> None:

@@ -27,7 +27,8 @@ class Found:
 
     Args:
         volumes: What can be read, as far as headers tell.
-        images: Ordinary files that are neither DICOM nor NIfTI, for others to read.
+        images: Files given by name that are neither DICOM nor NIfTI, for others to read.
+        beside: Other files that lie beside DICOM and NIfTI in a folder, or match a pattern.
         skipped: What cannot.
         notes: What a user should know of the rest.
         words: Words that name patients, to mask in whatever is shown.
@@ -35,6 +36,7 @@ class Found:
 
     volumes: list[Volume] = field(default_factory=list)
     images: list[Path] = field(default_factory=list)
+    beside: list[Path] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     words: set[str] = field(default_factory=set)
@@ -63,7 +65,7 @@ def find_volumes(source: str | Path | Iterable[str | Path], slices: str | int = 
             elif is_volume(path):
                 _add(found, [path], slices)
             else:
-                found.images.append(path)
+                (found.images if path == Path(item) else found.beside).append(path)
     for folder, files in folders.items():
         _add(found, files, slices, folder)
     found.skipped = [Skipped(Path(redact(str(s.path), found.words)), s.reason) for s in found.skipped]
@@ -118,7 +120,7 @@ def _folders(top: Path, found: Found) -> dict[Path, list[Path]]:
         if medical:
             folders[Path(folder)] = medical
         if Path(folder) == top:
-            found.images += [p for p in paths if p not in set(medical)]
+            found.beside += [p for p in paths if p not in set(medical)]
     return folders
 
 

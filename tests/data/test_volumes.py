@@ -113,7 +113,7 @@ def test_bad_files_are_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     read = list(found.volumes[0].read())
     assert [str(s.reason) for s in read if isinstance(s, Skipped)] == ["truncated or damaged pixel data"]
     assert len([s for s in read if isinstance(s, Slice)]) == 2
-    assert [p.name for p in found.images] == ["DICOMDIR", "note.txt"]
+    assert ([p.name for p in found.beside], found.images) == (["DICOMDIR", "note.txt"], [])
 
 
 def test_a_multi_frame_file_is_a_volume(tmp_path: Path) -> None:
