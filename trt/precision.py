@@ -230,7 +230,7 @@ def _from_line(line: str) -> Layer | None:
 
 
 def _from_old_line(line: str) -> Layer | None:
-    """Read one line in the words of older builders: ``Layer(Kind): name, Tactic: 0x1, x[Half(1,8)] -> y[Half(1,8)]``."""
+    """Read one line in the words of older builders: ``Layer(Kind): name, Tactic: 0x1, x[Half(1,8)] -> y[Half(8)]``."""
     match = _OLD_LINE.match(line)
     if match is None:
         return None
