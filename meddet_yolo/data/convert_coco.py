@@ -46,15 +46,17 @@ def _read_file(file: Path, collection: Collection, images: ImageIndex) -> None:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
         categories = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
         entries, annotations = list(content["images"]), list(content["annotations"])
-    except (ValueError, KeyError, TypeError) as error:
+        if not all(isinstance(row, dict) for row in (*entries, *annotations)):
+            raise TypeError("an image or annotation is no object with keys")
+        by_image: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for annotation in annotations:
+            by_image[str(annotation.get("image_id"))].append(annotation)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{file} is no COCO JSON ({type(error).__name__}: {error}); expected lists of images, annotations and "
             "categories"
         ) from error
     collection.names += [name for name in categories.values() if name not in collection.names]
-    by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in annotations:
-        by_image[annotation.get("image_id")].append(annotation)
     crowds = sum(bool(a.get("iscrowd")) for a in annotations)
     if crowds:
         collection.notes.append(f"{collection.shown(file)}: {crowds} crowd regions left out")
@@ -67,9 +69,13 @@ def _read_file(file: Path, collection: Collection, images: ImageIndex) -> None:
             continue
         item = Item(path, split=split_of(Path(file.name)) or collection.part_of(path))
         if entry.get("width") and entry.get("height"):
-            item.declared = (int(entry["width"]), int(entry["height"]))
+            try:
+                item.declared = (int(entry["width"]), int(entry["height"]))
+            except (TypeError, ValueError, OverflowError):
+                collection.leave_out(file, f"{name}: its size is {entry['width']!r} x {entry['height']!r}")
+                continue
         item.patient = next((str(entry[k]) for k in _PATIENT_KEYS if entry.get(k) not in (None, "")), None)
-        for annotation in by_image.pop(entry.get("id"), []):
+        for annotation in by_image.pop(str(entry.get("id")), []):
             if annotation.get("iscrowd"):
                 continue
             try:
@@ -92,6 +98,8 @@ def _corners(annotation: dict[str, Any]) -> tuple[float, float, float, float]:
     if not isinstance(polygons, list) or not polygons:
         raise ValueError("has neither a bbox nor polygons")
     values = [float(v) for polygon in polygons for v in polygon]
+    if len(values) < 2:
+        raise ValueError("has polygons without points")
     return min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
 
 

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from meddet_yolo.data.convert_records import IMAGE_SUFFIXES, Collection, ImageIndex, Item, NamedBox, split_of
+from meddet_yolo.data.convert_records import IMAGE_SUFFIXES, Collection, ImageIndex, Item, NamedBox, pseudonym, split_of
 
 __all__ = ["Columns", "find_columns", "read_csv", "table_rows"]
 
 # Names that a column may have, the more specific first; compared without case, spaces, - and _.
 _IMAGE = ("image", "imagepath", "imagename", "imageid", "imagefile", "filename", "file", "filepath", "path", "img")
 _LABEL = ("class", "classname", "label", "labelname", "category", "categoryname", "name", "target", "classid")
-_PATIENT = ("patient", "patientid", "patientname", "subject", "subjectid", "studyid", "case", "caseid")
+_PATIENT = ("patient", "patientid", "subject", "subjectid", "studyid", "case", "caseid")
 _SPLIT = ("split", "set", "subset", "partition", "fold")
 _IMAGE_WIDTH = ("imgw", "imgwidth", "imagewidth", "imagew", "width", "w")
 _IMAGE_HEIGHT = ("imgh", "imgheight", "imageheight", "imageh", "height", "h")
@@ -215,6 +215,8 @@ def _item(
         return None
     if columns.patient:
         item.patient = (row.get(columns.patient) or "").strip() or None
+        if item.patient and "name" in columns.patient.lower():  # which no message may show
+            item.patient = pseudonym(item.patient)
     given = (row.get(columns.split) or "").strip() if columns.split else ""
     item.split = split_of(Path(given or "-")) or split_of(Path(file.name)) or collection.part_of(item.path)
     if columns.image_size:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from meddet_yolo.data.convert_records import Collection
+from meddet_yolo.data.convert_records import Collection, pseudonym
 from meddet_yolo.data.convert_write import Planned
 from meddet_yolo.data.dicom import is_dicom, require
 from meddet_yolo.data.splits import SPLITS, LeakageError, check_leakage, natural, split_patients
@@ -59,7 +58,7 @@ def _dicom_patient(path: Path) -> str | None:
         identity = str(header.get("PatientID", "") or "")
     except Exception:  # a damaged file is named with its reason when its pixels are read
         return None
-    return f"id-{hashlib.sha256(identity.encode()).hexdigest()[:10]}" if identity else None
+    return pseudonym(identity) if identity else None
 
 
 def assign_parts(

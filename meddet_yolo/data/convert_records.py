@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from meddet_yolo.data.search import CACHE_SUFFIX
 from meddet_yolo.data.volumes import is_volume, stem_of
 
-__all__ = ["Collection", "ImageIndex", "Item", "NamedBox", "Problem", "image_files", "split_of"]
+__all__ = ["Collection", "ImageIndex", "Item", "NamedBox", "Problem", "image_files", "pseudonym", "split_of"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _SPLIT_WORDS = {
@@ -103,6 +105,11 @@ class Collection:
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(file)
 
 
+def pseudonym(identity: str) -> str:
+    """Return what stands for an identity in messages, the same for the same one."""
+    return f"id-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
+
+
 def split_of(path: Path) -> str | None:
     """Return the part of a split that a path names, the innermost name first.
 
@@ -123,7 +130,7 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not any(p.startswith(".") or p.endswith(CACHE_SUFFIX) for p in path.relative_to(folder).parts)
         and path.is_file()
         and (path.suffix.lower() in IMAGE_SUFFIXES or (_may_be_volume(path) and is_volume(path)))
     )

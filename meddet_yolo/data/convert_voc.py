@@ -30,7 +30,7 @@ def read_voc(files: Sequence[Path], root: Path, images: ImageIndex) -> Collectio
     for file in files:
         try:
             item = _read_file(file, images)
-        except (ElementTree.ParseError, ValueError, FileNotFoundError) as error:
+        except (ElementTree.ParseError, ValueError, OverflowError, LookupError, FileNotFoundError) as error:
             collection.leave_out(file, str(error))
             continue
         item.split = splits.get(file.stem) or collection.part_of(file) or collection.part_of(item.path)

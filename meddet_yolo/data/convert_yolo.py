@@ -11,6 +11,7 @@ import yaml
 from meddet_yolo.data.convert_records import Collection, Item, NamedBox, image_files
 from meddet_yolo.data.labels import label_problem
 from meddet_yolo.data.splits import SPLITS
+from meddet_yolo.data.volumes import VolumeError, is_volume, open_volume, stem_of
 
 __all__ = ["PATIENTS_FILE", "label_file", "read_yolo"]
 
@@ -43,15 +44,30 @@ def read_yolo(data: Path) -> Collection:
     patients = _patients(data.parent / PATIENTS_FILE)
     for part in SPLITS:
         for path in _images(collection.root, content.get(part), part):
-            labels = label_file(path)
-            if problem := label_problem([labels], len(names)):
-                collection.leave_out(labels, problem.removeprefix(f"{labels}, "))
+            try:
+                slices = _slices(path)
+            except VolumeError as error:
+                collection.leave_out(path, str(error))
                 continue
-            item = Item(path, split=part, upright=True, fractions=True)
-            item.patient = patients.get(path.name)
-            item.boxes = [NamedBox(names[int(row[0])], _corners(row[1:])) for row in _rows(labels)]
-            collection.items.append(item)
+            for index, labels in slices.items():
+                if problem := label_problem([labels], len(names)):
+                    collection.leave_out(labels, problem.removeprefix(f"{labels}, "))
+                    continue
+                item = Item(path, split=part, upright=True, fractions=True, index=index)
+                item.patient = patients.get(path.name)
+                item.boxes = [NamedBox(names[int(row[0])], _corners(row[1:])) for row in _rows(labels)]
+                collection.items.append(item)
     return collection
+
+
+def _slices(path: Path) -> dict[int | None, Path]:
+    """Return the label file of an image or, by their numbers, of those slices of a volume that have one."""
+    if not is_volume(path):
+        return {None: label_file(path)}
+    folder, stem, parts = label_file(path).parent, stem_of(path), open_volume(path).parts
+    if len(parts) == 1:
+        return {parts[0].index: folder / f"{stem}.txt"}
+    return {part.index: labels for part in parts if (labels := folder / f"{stem}_s{part.index:03d}.txt").is_file()}
 
 
 def _images(root: Path, places: Any, part: str) -> list[Path]:

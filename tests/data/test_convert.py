@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -606,3 +606,78 @@ def test_check_finds_what_is_wrong_with_a_yolo_data_set(tiny_data, tmp_path, cap
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert "class 7 is out of range" in str(report["left_out"])
     assert "the same image in several parts" in report["leaks"][0] and "twin.png" in report["leaks"][0]
+
+
+@pytest.mark.parametrize("column", ["Patient Name", "patient"])
+def test_names_of_patients_are_never_shown(column, images, tmp_path):
+    spider_like(images.parent)
+    file = images.parent / "boxes.csv"
+    lines = file.read_text().replace("image,patient", f"image,{column}").splitlines()
+    file.write_text(
+        "\n".join([f"{lines[0]},split", *(f"{x},{'val' if x[:4] == 'p1_b' else 'train'}" for x in lines[1:])])
+    )
+    with pytest.raises(LeakageError) as error:
+        convert(images.parent, tmp_path / "out", patient=column)
+    assert ("p1 (" in str(error.value)) == (column == "patient")
+
+
+def test_check_reads_labelled_slices_of_volumes(volumes, tmp_path):
+    root = tmp_path / "set"
+    for part, subject in (("train", "sub-01"), ("val", "sub-02")):
+        (root / "images" / part).mkdir(parents=True)
+        (root / "labels" / part).mkdir(parents=True)
+        volume = volumes / subject / f"{subject}_T2w.nii.gz"
+        volume.rename(root / "images" / part / volume.name)
+        (root / "labels" / part / f"{subject}_T2w_s002.txt").write_text("0 0.5 0.5 0.4 0.4")
+    (root / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [disc]\n")
+    result = convert(root, check=True)
+    assert result.problems == [] and result.audit.leaks == []
+    assert [(c["images"], c["patients"]) for c in result.audit.counts.values()] == [(1, 1), (1, 1)]
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_no_broken_json_ends_in_anything_but_a_reason(data, images):
+    """One value anywhere in a COCO file replaced by another."""
+    coco(images.parent)
+    file = images.parent / "boxes.json"
+    content = json.loads(file.read_text())
+    junk = st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats() | st.text(max_size=4)
+    junk = junk | st.lists(junk, max_size=4) | st.dictionaries(st.sampled_from(["id", "name", "x"]), junk, max_size=2)
+    node = content
+    while True:
+        key = data.draw(st.sampled_from(list(node) if isinstance(node, dict) else range(len(node))))
+        if not isinstance(node[key], (dict, list)) or not node[key] or data.draw(st.integers(0, 4)) == 0:
+            node[key] = data.draw(junk)
+            break
+        node = node[key]
+    file.write_text(json.dumps(content))
+    try:
+        result = convert(file, check=True, patient="image")
+    except (ValueError, FileNotFoundError) as error:
+        assert str(error)
+    else:
+        assert sum(part["images"] for part in result.audit.counts.values()) <= len(BOXES)
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), make=st.sampled_from([corners, sizes, fractions, voc]))
+def test_no_broken_text_ends_in_anything_but_a_reason(data, make, images):
+    """A piece of a CSV or XML file replaced by another."""
+    for old in (*images.parent.glob("*.csv"), *images.parent.glob("Annotations/*")):
+        old.unlink()
+    if (images.parent / "Annotations").exists():
+        (images.parent / "Annotations").rmdir()
+    make(images.parent)
+    file = next(iter((*images.parent.glob("*.csv"), *images.parent.glob("Annotations/p1_a.xml"))))
+    text = file.read_text()
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, min(len(text), start + 30)))
+    junk = st.text("0123456789.,;-e<>/&!\"'nai\n\t ", max_size=6) | st.sampled_from(["inf", "nan", "1e999", "é", "\0"])
+    file.write_text(text[:start] + data.draw(junk) + text[end:])
+    try:
+        result = convert(images.parent, check=True, patient="image", format="voc" if make is voc else "csv")
+    except (ValueError, FileNotFoundError) as error:
+        assert str(error)
+    else:
+        assert sum(part["images"] for part in result.audit.counts.values()) <= len(BOXES)
