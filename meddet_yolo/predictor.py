@@ -27,7 +27,7 @@ from ultralytics.utils.patches import imread
 from meddet_yolo.data.grey import checked_window
 from meddet_yolo.data.privacy import redact
 from meddet_yolo.data.search import Found, find_volumes, holds_volumes
-from meddet_yolo.data.volumes import Skipped, Slice, Volume
+from meddet_yolo.data.volumes import Skipped, Slice, Volume, is_volume
 
 __all__ = ["MedDetPredictor", "SliceResults", "VolumeSource"]
 
@@ -61,9 +61,14 @@ class VolumeSource:
 
     @staticmethod
     def holds(source: Any) -> bool:
-        """Return whether a source is made of paths, with DICOM or NIfTI among them."""
+        """Return whether a source is made of paths, with DICOM or NIfTI among them.
+
+        A folder of ordinary images stays Ultralytics', which does not look into its subfolders.
+        """
         items = list(source) if isinstance(source, (list, tuple)) else [source]
-        return bool(items) and all(isinstance(item, (str, Path)) for item in items) and holds_volumes(items)
+        if not items or not all(isinstance(item, (str, Path)) for item in items):
+            return False
+        return holds_volumes(item for item in items if not _is_image_folder(item))
 
 
 class SliceResults(Results):
@@ -155,6 +160,16 @@ class SliceResults(Results):
             "source": None if part.reference is None else asdict(part.reference),
             "boxes": boxes,
         }
+
+
+def _is_image_folder(item: str | Path) -> bool:
+    """Return whether a path is a folder with ordinary images or videos, and no DICOM or NIfTI beside them."""
+    try:
+        files = [path for path in Path(item).iterdir() if path.is_file()]
+    except (OSError, ValueError):
+        return False
+    ordinary = any(_suffix(path) in IMG_FORMATS | VID_FORMATS for path in files)
+    return ordinary and not any(map(is_volume, files))
 
 
 def _suffix(path: Path) -> str:

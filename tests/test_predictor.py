@@ -245,8 +245,9 @@ def test_reports_without_dicom_are_refused(model: MedDet, tiny_data: Path) -> No
         model.predict(tiny_data.parent / "images" / "val", sr=True, **OPTIONS)
 
 
-def test_ordinary_sources_are_left_to_ultralytics(model: MedDet, tiny_data: Path) -> None:
-    images = tiny_data.parent / "images" / "val"
+def test_ordinary_sources_are_left_to_ultralytics(model: MedDet, tiny_data: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(tiny_data.parent / "images" / "val", tmp_path / "val")
+    make_dicom(images / "deeper" / "a.dcm", np.ones((9, 9), np.uint16))
     assert not VolumeSource.holds(images)
     assert not VolumeSource.holds(np.zeros((64, 64, 3), np.uint8))
     assert not VolumeSource.holds([])
