@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--model", default="yolo11n.yaml")
     parser.add_argument("--patients", type=int, default=240)
     parser.add_argument("--imgsz", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
