@@ -1,8 +1,8 @@
 """How hard is the phantom for a small detector trained from scratch?
 
 Generates a data set, trains `yolo11n` on it from random weights and validates on patients that it has not seen, once
-for each difficulty asked for. Each training is a process of its own with a log; finished ones are skipped and interrupted
-ones resume, so the command can be repeated until it is done.
+for each difficulty asked for. Each training is a process of its own with a log; finished ones are skipped, interrupted
+ones resume: repeat the command until it is done.
 
     python benchmarks/phantom_difficulty.py --out runs/phantom
     python benchmarks/phantom_difficulty.py --out runs/phantom --difficulty 0 0.5 1
