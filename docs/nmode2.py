@@ -40,6 +40,7 @@ def main() -> None:
         error.semilogy(x[50 : len(peaks) * 100 : 100], peaks, color=colour, label=f"error of {name} in float32")
         error.axhline(bound, color=colour, linestyle="--", linewidth=0.8, label=f"stored bound, {bound:.1e}")
     error.set_xlabel("g = Wx + b")
+    error.set_ylim(top=4e-5)  # room for the legend
     error.legend(ncols=2, fontsize="small")
     figure.savefig(Path(__file__).with_suffix(".png"), dpi=110)
 

@@ -13,7 +13,9 @@ import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
 from torch import Tensor
 
-from meddet_yolo.nn.nmode_eval import PI_PARTS, ROUNDING_SHIFT, packed_constants, packed_words, sixteen_bit_table
+from meddet_yolo.nn.nmode_cpu import ROUNDING_SHIFT
+from meddet_yolo.nn.nmode_graph import PI_PARTS
+from meddet_yolo.nn.nmode_tables import packed_constants, packed_words, sixteen_bit_table
 
 _BLOCK = 1024
 _PI_HIGH, _PI_LOW = (tl.constexpr(part) for part in PI_PARTS)

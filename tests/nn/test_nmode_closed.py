@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torchdiffeq import odeint
 
-from meddet_yolo.nn import nmode_eval
+from meddet_yolo.nn import nmode_cpu
 from meddet_yolo.nn.nmode import nmode2
 from meddet_yolo.nn.nmode_closed import closed_form, packed_table, plain_table
+from meddet_yolo.nn.nmode_graph import exportable, pointwise, series
 
 T_ENDS = (0.25, 1.0, 2.0)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -50,9 +51,9 @@ def dense(reach: float, count: int = 20011) -> torch.Tensor:
 
 
 PATHS = {
-    "eager": (lambda g, t_end, order: nmode_eval._eager(g, t_end, order, None), packed_table),
-    "pointwise": (nmode_eval._pointwise, packed_table),
-    "exportable": (nmode_eval._exportable, plain_table),
+    "eager": (lambda g, t_end, order: nmode_cpu.evaluate_on_cpu(g, t_end, order, None), packed_table),
+    "pointwise": (pointwise, packed_table),
+    "exportable": (exportable, plain_table),
 }
 
 
@@ -71,7 +72,7 @@ def path(path_and_table):
 @pytest.mark.parametrize("reach", [math.pi, 50.0, 1e4])
 def test_float32_error_stays_below_the_stored_bound(path_and_table, t_end, reach):
     path, table = path_and_table
-    if path is nmode_eval._exportable and reach > math.pi:
+    if path is exportable and reach > math.pi:
         pytest.skip("exact for a slightly rounded argument, see the test for that")
     g = dense(reach)
     error = (path(g, t_end, 0).double() - oracle(g, t_end)).abs().max()
@@ -82,7 +83,7 @@ def test_float32_error_stays_below_the_stored_bound(path_and_table, t_end, reach
 @pytest.mark.parametrize("reach", [math.pi, 1e4])
 def test_float32_slope_stays_within_1e_5(path_and_table, reach):
     path, table = path_and_table
-    if path is nmode_eval._exportable and reach > math.pi:
+    if path is exportable and reach > math.pi:
         pytest.skip("exact for a slightly rounded argument, see the test for that")
     g = dense(reach, 5003)
     error = (path(g, 1.0, 1).double() - oracle_slope(g, 1.0)).abs().max()
@@ -95,7 +96,7 @@ def test_exported_form_is_exact_for_an_argument_rounded_twice(reach):
     g = dense(reach)
     steepest = closed_form(1.0).maximum(1)
     allowed = plain_table(1.0, 0).error + 1.1 * steepest * g.double().abs() * 1.5 * 2.0**-24  # product and 1 / pi
-    error = (nmode_eval._exportable(g, 1.0, 0).double() - oracle(g, 1.0)).abs()
+    error = (exportable(g, 1.0, 0).double() - oracle(g, 1.0)).abs()
     assert (error <= allowed + 2e-8).all()
 
 
@@ -156,7 +157,7 @@ def test_period_is_pi(g, turns):
 @pytest.mark.parametrize("order", [0, 1])
 def test_huge_arguments_stay_bounded(path, dtype, order):
     if dtype == torch.float64:
-        path = nmode_eval._series
+        path = series
     g = torch.logspace(0, math.log10(torch.finfo(dtype).max) - 0.01, 999, dtype=torch.float64).to(dtype)
     y = path(torch.cat((g, -g)), 1.0, order)
     assert y.isfinite().all()
@@ -172,7 +173,7 @@ def test_float32_is_accurate_on_the_whole_line_in_eager_mode():
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 def test_nan_and_infinity_give_nan_and_leave_their_neighbours_alone(path, dtype):
     if dtype == torch.float64:
-        path = nmode_eval._series
+        path = series
     bad = torch.tensor([math.nan, math.inf, -math.inf], dtype=dtype)
     g = torch.cat((bad, torch.linspace(-3, 3, 50, dtype=dtype)))
     y = path(g, 1.0, 0)
@@ -185,7 +186,7 @@ def test_nan_and_infinity_give_nan_and_leave_their_neighbours_alone(path, dtype)
 def test_result_does_not_depend_on_threads_or_pieces(monkeypatch, threads, dtype):
     g = torch.linspace(-20, 20, 1009).to(dtype)
     expected = nmode2(g)
-    monkeypatch.setattr(nmode_eval, "_PIECE", 50)
+    monkeypatch.setattr(nmode_cpu, "_PIECE", 50)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     torch.testing.assert_close(nmode2(g), expected, rtol=0, atol=1e-7)
 
@@ -208,11 +209,11 @@ def test_threads_do_not_share_their_work_space():
 
 
 def test_without_fused_multiply_add_the_error_stays_within_the_promise(monkeypatch):
-    monkeypatch.setattr(nmode_eval, "_alpha_is_fused", lambda: False)
-    nmode_eval._walk_constants.cache_clear()
+    monkeypatch.setattr(nmode_cpu, "_alpha_is_fused", lambda: False)
+    nmode_cpu._walk_constants.cache_clear()
     g = dense(1e4)
     error = (nmode2(g).double() - oracle(g, 1.0)).abs().max()
-    nmode_eval._walk_constants.cache_clear()
+    nmode_cpu._walk_constants.cache_clear()
     assert error <= 1e-6
 
 

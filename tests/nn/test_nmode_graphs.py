@@ -166,7 +166,7 @@ def test_triton_kernels_in_the_interpreter():
     pytest.importorskip("triton")
     script = """
         import torch
-        from meddet_yolo.nn.nmode_eval import _eager
+        from meddet_yolo.nn.nmode_cpu import evaluate_on_cpu
         from meddet_yolo.nn.nmode_triton import launch
 
         for dtype, reach in ((torch.float32, 3.0), (torch.float32, 1e4), (torch.float16, 3.0), (torch.bfloat16, 3.0)):
@@ -175,7 +175,7 @@ def test_triton_kernels_in_the_interpreter():
             weight = torch.randn(2, 3, 50, 7).to(dtype)
             for order in (0, 1):
                 for scale in (None, weight):
-                    result, expected = launch(g, 1.0, order, scale), _eager(g, 1.0, order, scale)
+                    result, expected = launch(g, 1.0, order, scale), evaluate_on_cpu(g, 1.0, order, scale)
                     assert result.stride() == g.stride()
                     tolerance = 2e-2 if dtype == torch.bfloat16 and scale is not None else 1e-5
                     torch.testing.assert_close(result, expected, rtol=tolerance, atol=1e-5, equal_nan=True)

@@ -1,0 +1,140 @@
+"""nmODE² in ordinary operations: for compilers, for tracers and exporters, and in full precision.
+
+- `pointwise`: one lookup an element in a chain that a compiler fuses.
+- `exportable`: Mul, Round and Gather nodes in single precision, for ONNX, OpenVINO and TensorRT.
+- `series`: the Fourier series, to all digits and of any order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meddet_yolo.nn.nmode_closed import plain_table
+from meddet_yolo.nn.nmode_tables import (
+    SIXTEEN_BIT,
+    packed_constants,
+    packed_words,
+    plain_tensors,
+    series_constants,
+    sixteen_bit_table,
+    untraced,
+)
+
+# Pi in two parts (Cody and Waite): multiples of the first are exact in float32 far beyond |g| of 1e4.
+PI_PARTS = (3.140625, math.pi - 3.140625)
+
+
+def _reduced(g: Tensor) -> Tensor:
+    """Subtract the nearest multiple of pi."""
+    turns = torch.round(g * (1 / math.pi))
+    for part in PI_PARTS:
+        g = g - turns * part
+    return g
+
+
+def pointwise(g: Tensor, t_end: float, order: int) -> Tensor:
+    """Table lookup as one chain of pointwise operations and a single gather, to be fused by a compiler."""
+    if g.dtype in SIXTEEN_BIT:
+        index = g.view(torch.int16).to(torch.int64) + 32768
+        return _lookup(sixteen_bit_table(t_end, order, g.dtype, g.device), index)
+    size, mask, value_unit, value_origin, slope_unit, slope_origin = packed_constants(t_end, order)
+    x = _reduced(g) * (size / math.pi)
+    k = torch.round(x)
+    word = _lookup(packed_words(t_end, order, g.device), k.to(torch.int64) & (size - 1))
+    value = word.to(g.dtype) * value_unit + value_origin
+    slope = (word & mask).to(g.dtype) * slope_unit + slope_origin
+    return value + (x - k) * slope
+
+
+def _lookup(table: Tensor, index: Tensor) -> Tensor:
+    """``table[index]`` in index's memory format, without the range checks that a compiled ``table[index]`` carries."""
+    if index.dim() == 4 and index.is_contiguous(memory_format=torch.channels_last):
+        return _take(table, index.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    if index.dim() == 0:
+        return _take(table, index.reshape(1)).reshape(())
+    return _take(table, index)
+
+
+def _take(table: Tensor, index: Tensor) -> Tensor:
+    return torch.gather(table.expand(*index.shape[:-1], -1), -1, index)
+
+
+def exportable(g: Tensor, t_end: float, order: int) -> Tensor:
+    """The lines of `PlainTable`, in operations that every runtime has; float32 inside.
+
+    The argument is reduced in one multiplication, which a runtime folds into the convolution before it. The error of
+    the table is so joined by that of rounding g twice, 1.5 * 2**-24 * |g| * max|f'|: less than what the convolution is
+    uncertain by.
+    """
+    turns = g.float() * (1 / math.pi)
+    if torch.onnx.is_in_onnx_export():
+        result = _lines(turns.reshape(_rows(g), -1), t_end, order, _gather_elements).reshape(g.shape)
+    elif g.dim() == 4:  # OpenVINO computes convolutions with the channels last and so need not reorder its tensors
+        turns = turns.permute(0, 2, 3, 1)
+        result = _lines(turns.reshape(1, -1), t_end, order, _gather).reshape(turns.shape).permute(0, 3, 1, 2)
+    else:
+        result = _lines(turns.reshape(1, -1), t_end, order, _gather).reshape(g.shape)
+    return result.to(g.dtype)
+
+
+def _rows(g: Tensor) -> int:
+    """Rows in which ONNX Runtime's threads share the work of GatherElements, a divisor of the number of channels."""
+    with untraced():
+        return math.gcd(g.shape[1], 4) if g.dim() > 1 else 1
+
+
+def _lines(turns: Tensor, t_end: float, order: int, look_up: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Value at ``turns``: g in units of pi, of shape (rows, N). ``look_up`` takes a table and cell numbers, row by row.
+
+    NaN has no cell. Each look-up takes another one in its place, and u carries the NaN into the result.
+    """
+    size = plain_table(t_end, order).size
+    u = turns - torch.round(turns)
+    cell = u * size + size / 2  # in [0, size]
+    with untraced():
+        intercepts, slopes = plain_tensors(t_end, order, turns.shape[0], turns.device)
+    return look_up(intercepts, cell) + u * look_up(slopes, cell)
+
+
+class _WithoutNaN(torch.autograd.Function):
+    """Numbers >= 0 as they are, NaN as 0; ONNX Runtime has no cheaper way than ThresholdedRelu."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.nan_to_num(x)
+
+    @staticmethod
+    def symbolic(graph: Any, x: Any) -> Any:
+        return graph.op("ThresholdedRelu", x, alpha_f=-1.0)
+
+
+def _gather_elements(table: Tensor, cell: Tensor) -> Tensor:
+    """ONNX GatherElements: in ONNX Runtime several times faster than Gather."""
+    without_nan: Tensor = _WithoutNaN.apply(cell)
+    return torch.gather(table, 1, without_nan.to(torch.int64))
+
+
+def _gather(table: Tensor, cell: Tensor) -> Tensor:
+    """Gather from the only row: in OpenVINO several times faster than GatherElements."""
+    index = cell.to(torch.int32).clamp(0, table.shape[1] - 1)
+    return torch.index_select(table[0], 0, index[0])[None]
+
+
+def series(g: Tensor, t_end: float, order: int) -> Tensor:
+    """The Fourier series by Clenshaw's recurrence."""
+    work = g.float() if g.dtype in SIXTEEN_BIT else g
+    constants = series_constants(t_end, order)
+    sin_g, cos_g = torch.sin(work), torch.cos(work)
+    cos, sin = 1 - 2 * sin_g.square(), 2 * sin_g * cos_g  # of 2g, which itself could overflow
+    twice = 2 * cos
+    even, even_next = torch.zeros_like(cos), torch.zeros_like(cos)
+    odd, odd_next = even, even_next
+    for a, b in reversed(constants[1:]):
+        even, even_next = a + twice * even - even_next, even
+        odd, odd_next = b + twice * odd - odd_next, odd
+    return (constants[0][0] + cos * even - even_next + sin * odd).to(g.dtype)
