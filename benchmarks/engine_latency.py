@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--iterations", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--files", type=Path, help="keep exported files here, and take those of an earlier run")
     parser.add_argument("--ultralytics-engine", action="store_true", help="add Ultralytics' own engine of yolo26n")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the result files")

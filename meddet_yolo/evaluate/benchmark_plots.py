@@ -86,6 +86,7 @@ def plot_bubbles(results: Sequence[Result], path: Path) -> Path:
             entries.append(_entry(f"{r.model}, {r.gflops:.1f} GFLOPs", color=colours[r.model], alpha=0.55))
         axis.set_yscale("log")
         axis.margins(x=0.25, y=0.35)
+        axis.set_xlim(left=max(axis.get_xlim()[0], 0.0))
         axis.legend(handles=entries, fontsize=7, loc="best", frameon=True, framealpha=0.8)
         axis.set_xlabel("parameters (millions)")
         axis.set_ylabel("images per second")
@@ -98,7 +99,7 @@ def _panels(count: int, side: float) -> tuple[Any, list[Any]]:
     """Return a figure with so many panels, at most three in a row."""
     from matplotlib.figure import Figure
 
-    columns = min(count, 3)
+    columns = 2 if count == 4 else min(count, 3)
     rows = -(-count // columns)
     figure = Figure(figsize=(side * columns + 0.4, side * 0.82 * rows + 0.9), layout="constrained", dpi=150)
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
