@@ -134,7 +134,7 @@ def calibration_images(
     if not found.get(chosen):
         raise ValueError(f"split={chosen}: {data} has no such split")
     cfg = get_cfg(overrides={"task": "detect", "imgsz": max(imgsz), "data": str(data)})
-    dataset = build_dataset(cfg, found[chosen], 1, found, mode="val", fraction=1.0)
+    dataset = build_dataset(cfg, found[chosen], 1, found, mode="calibrate", fraction=1.0)
     picked = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
     channels = int(model.model.yaml.get("channels", 3)) if model is not None else 3
     images = (dataset.read_image(int(k)) for k in picked)

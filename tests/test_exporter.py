@@ -142,6 +142,24 @@ def test_calibration_images_are_what_the_predictor_feeds(tiny_data):
     assert len(calibration_images(tiny_data, (64, 64), split="val")) == 2
 
 
+def test_dicom_data_sets_calibrate_too(tmp_path):
+    pytest.importorskip("pydicom")
+    from tests.dicom_files import make_dicom
+
+    rng = np.random.default_rng(0)
+    for k in range(3):
+        pixels = rng.integers(0, 1000, (40, 60)).astype(np.uint16)
+        make_dicom(tmp_path / "images" / "train" / f"s{k}.dcm", pixels, position=(4.0 * k, 0.0, 0.0))
+        label = tmp_path / "labels" / "train" / f"s{k}.txt"
+        label.parent.mkdir(parents=True, exist_ok=True)
+        label.write_text("0 0.5 0.5 0.2 0.2\n")
+    data = tmp_path / "d.yaml"
+    data.write_text("train: images/train\nval: images/train\nnames: {0: disc}\n")
+    images = calibration_images(data, (64, 64))
+    assert len(images) == 3 and {image.shape for image in images} == {(3, 64, 64)}
+    assert all(0 <= image.min() < 0.2 and 0.8 < image.max() <= 1 for image in images)  # windowed, not raw
+
+
 def test_onnx_predicts_as_the_checkpoint(checkpoint, tiny_data):
     path = MedDet(str(checkpoint)).export(format="onnx", imgsz=64, data=str(tiny_data))
     assert path == str(checkpoint.with_suffix(".onnx"))
