@@ -64,7 +64,7 @@ def test_metadata(wheel):
     metadata = Parser().parsestr(wheel.read(name).decode())
     assert metadata["License-Expression"] == "AGPL-3.0-only"
     assert metadata["Requires-Python"] == ">=3.10"
-    assert set(metadata.get_all("Provides-Extra")) == {"trt", "medical", "ddp", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {"export", "trt", "rtx", "medical", "ddp", "dev"}
     core = {r for r in metadata.get_all("Requires-Dist") if "extra ==" not in r}
     assert {r.split(">")[0].split("<")[0] for r in core} == {
         "ultralytics",
