@@ -221,7 +221,7 @@ def _item(
     item.split = split_of(Path(given or "-")) or split_of(Path(file.name)) or collection.part_of(item.path)
     if columns.image_size:
         sizes = [_number(row.get(c)) for c in columns.image_size]
-        if all(s and s > 1 for s in sizes):
+        if all(s and 1 < s < math.inf for s in sizes):
             item.declared = (int(sizes[0] or 0), int(sizes[1] or 0))
     collection.items.append(item)
     return item
