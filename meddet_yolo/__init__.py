@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from meddet_yolo.model import MedDet
     from meddet_yolo.nn.blocks import NmODE2Block
+    from meddet_yolo.nn.gfl import GFLDetect
     from meddet_yolo.nn.heads import NmODE2Detect
     from meddet_yolo.nn.nmode import NmODE2, NmODE2Activation, nmode2
     from meddet_yolo.registry import load_detector, register, resolve_model_yaml
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DistillTrainer",
+    "GFLDetect",
     "MedDet",
     "NmODE2",
     "NmODE2Activation",
@@ -34,6 +36,7 @@ __all__ = [
 
 _HOME = {
     "DistillTrainer": "trainer",
+    "GFLDetect": "nn.gfl",
     "MedDet": "model",
     "NmODE2": "nn.nmode",
     "NmODE2Activation": "nn.nmode",

@@ -6,6 +6,7 @@ which file of ours relied on it. The supported range is the one in pyproject.tom
 
 import inspect
 import logging
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -195,6 +196,36 @@ def test_fuse_of_the_model_reaches_convolutions_and_the_head(monkeypatch: pytest
 
 class _Allowed(nn.Module):
     pass
+
+
+def test_models_ask_init_criterion_for_their_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = DetectionModel("yolo11n.yaml", verbose=False)
+    asked: list[int] = []
+    loss = SimpleNamespace(asked=asked)
+    monkeypatch.setattr(DetectionModel, "init_criterion", lambda self: lambda preds, batch: (asked.append(1), loss)[1])
+    got = net.loss({"img": torch.zeros(1, 3, 64, 64)}, preds={})
+    holds(
+        got is loss and asked == [1], "BaseModel.loss no longer calls init_criterion", "registry (_wrap_init_criterion)"
+    )
+
+
+def test_the_model_shares_its_strides_with_the_head_when_bias_init_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(Detect, "bias_init", lambda self: seen.append(self.stride))
+    net = DetectionModel("yolo11n.yaml", verbose=False)
+    holds(len(seen) == 1, f"bias_init is called {len(seen)} times while a model is built", "nn/gfl.py (bias_init)")
+    holds(net.stride is seen[0], "the model's stride is no longer the head's tensor", "nn/gfl.py (bias_init)")
+
+
+def test_inference_uses_no_layer_of_detect_but_those_it_is_given() -> None:
+    """GFLDetect builds none of Detect's layers: what its methods read must be what we set."""
+    used = {"forward", "_inference", "_get_decode_boxes", "decode_bboxes", "fuse"}
+    source = "".join(inspect.getsource(getattr(Detect, name)) for name in used)
+    read = {word for word in re.findall(r"self\.(\w+)", source)}
+    known = {"forward_head", "one2many", "one2one", "one2one_cv2", "training", "_inference", "end2end", "postprocess"}
+    known |= {"export", "_get_decode_boxes", "dynamic", "shape", "anchors", "strides", "stride", "decode_bboxes", "dfl"}
+    known |= {"xyxy", "_modules"}
+    holds(read <= known, f"Detect reads {sorted(read - known)} in inference", "nn/gfl.py (GFLDetect.__init__)")
 
 
 def test_safe_loading_refuses_foreign_types_and_honours_torchs_allow_list(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 from ultralytics import YOLO
 from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, img2label_paths
-from ultralytics.utils.torch_utils import get_flops, get_num_params
+
+from meddet_yolo.evaluate.info import measure_size
 
 __all__ = [
     "Box",
@@ -132,7 +133,8 @@ def compare(
 def _size(model: YOLO, imgsz: int) -> tuple[int, float]:
     """Return parameters and GFLOPs of a model's fused copy."""
     fused = deepcopy(model.model).float().cpu().eval().fuse(verbose=False)
-    return int(get_num_params(fused)), float(get_flops(fused, imgsz))
+    size = measure_size(fused, -(-imgsz // 32) * 32)  # Ultralytics rounds the image size up as well
+    return size.parameters, size.gflops
 
 
 def measure_latency(
