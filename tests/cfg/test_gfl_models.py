@@ -18,6 +18,7 @@ from meddet_yolo.distill.teachers import Teacher, probe_neck
 from meddet_yolo.evaluate.info import PAPER, PAPER_MODELS, build_model, measure_size
 from meddet_yolo.nn.backbones import BACKBONES
 
+HEAVY = ("gfl-resnet101", "gfl-resnet152")
 LIGHT = [name for name in PAPER_MODELS if "resnet" not in name]
 
 
@@ -108,7 +109,7 @@ def saved(model: DetectionModel, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", PAPER_MODELS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in HEAVY else ()) for n in PAPER_MODELS])
 def test_onnx_equals_torch_and_both_predict(name: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model = alive(name)
@@ -215,3 +216,15 @@ def test_grey_images() -> None:
     model = DetectionModel("gfl-shufflenetv2.yaml", ch=1, nc=2, verbose=False)
     assert model.eval()(torch.rand(1, 1, 64, 64))[0].shape[1] == 6
     assert Teacher(model)(torch.rand(1, 3, 64, 64)).feats[0].shape[1] == 256
+
+
+def test_the_papers_recipe_is_understood() -> None:
+    from meddet_yolo import cli
+    from meddet_yolo.distill.config import DistillConfig
+
+    recipe = cli._recipe("paper.yaml")
+    cli._check_keys("train", dict(recipe))  # refuses unknown ones
+    config = DistillConfig.from_dict({k: v for k, v in recipe.items() if k in DistillConfig.keys()})
+    assert [Path(t).stem for t in config.teachers] == ["gfl-resnet152", "gfl-resnet101", "gfl-resnet50"]
+    assert config.fusion == "lwff" and config.adv_weight > 0 and config.dist_weight > 0
+    assert recipe["model"] == "meddet-gfl-mobilenetv2.yaml" and recipe["imgsz"] == 512
