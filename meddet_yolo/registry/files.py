@@ -60,5 +60,6 @@ def resolve_model_yaml(name: str | Path) -> Path | None:
     path = MODELS_DIR / f"{stem}.yaml"
     if path.is_file():
         return path
-    shipped = ", ".join(sorted(p.name for p in MODELS_DIR.glob("*.yaml")))
+    family = next(prefix for prefix in _PREFIXES if stem.startswith(prefix))
+    shipped = ", ".join(sorted(p.name for p in MODELS_DIR.glob(f"{family}*.yaml")))
     raise FileNotFoundError(f"model {name!r} is neither a local file nor shipped with meddet_yolo; shipped: {shipped}")
