@@ -120,20 +120,24 @@ class _Parser:
         return self.errors[k]
 
 
-def _conv_type(trt, network, config, node):
-    from meddet_yolo.trt.graph import conv_precisions
-
-    if trt.dishonest:
-        return "fp32"
-    alone = onnx.ModelProto()
-    alone.CopyFrom(network.model)
-    del alone.graph.node[:]
-    alone.graph.node.extend(n for n in network.model.graph.node if n.op_type != "Conv" or n.name == node.name)
-    typed = next(iter(conv_precisions(alone)))
+def _conv_types(trt, network, config):
+    """The precision of every convolution, as TensorRT's rules for typed and flagged networks have it."""
+    graph = network.model.graph
+    kinds = {t.name: t.data_type for t in graph.initializer}
+    makers = {output: node for node in graph.node for output in node.output}
     strongly_typed = network.flags & 1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
-    if strongly_typed or typed in {"int8", "fp8"}:
-        return typed
-    return "fp16" if getattr(trt.BuilderFlag, "FP16", None) in config.flags else "fp32"
+    fp16 = getattr(trt.BuilderFlag, "FP16", None) in config.flags
+    for node in (n for n in graph.node if n.op_type == "Conv"):
+        weights = makers.get(node.input[1])
+        if trt.dishonest:
+            kind = "fp32"
+        elif weights is not None and weights.op_type == "DequantizeLinear":
+            kind = "int8" if kinds[weights.input[2]] == onnx.TensorProto.INT8 else "fp8"
+        elif strongly_typed:
+            kind = "fp16" if kinds.get(node.input[1]) == onnx.TensorProto.FLOAT16 else "fp32"
+        else:
+            kind = "fp16" if fp16 else "fp32"
+        yield node, kind
 
 
 class _Builder:
@@ -164,12 +168,11 @@ class _Builder:
             {
                 "Name": node.name,
                 "LayerType": "CaskConvolution",
-                "Inputs": [{"Name": "x", "Format/Datatype": WORDS[_conv_type(self.trt, network, config, node)]}],
+                "Inputs": [{"Name": "x", "Format/Datatype": WORDS[kind]}],
                 "Outputs": [{"Name": "y", "Format/Datatype": WORDS["fp32"]}],
                 "ParameterType": "Convolution",
             }
-            for node in network.model.graph.node
-            if node.op_type == "Conv"
+            for node, kind in _conv_types(self.trt, network, config)
         ]
         if config.profiling_verbosity is not self.trt.ProfilingVerbosity.DETAILED:
             layers = [layer["Name"] for layer in layers]

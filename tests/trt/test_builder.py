@@ -196,7 +196,9 @@ def test_an_engine_of_another_precision_is_an_error(tensorrt, whole, tmp_path, v
 
 def test_dynamic_shapes_become_a_profile(tensorrt, dynamic, tmp_path):
     trt = tensorrt().module
-    build_engine(dynamic, tmp_path / "s.engine", imgsz=[64, 96], batch=8, min_batch=2, max_imgsz=[96, 128])
+    build_engine(
+        dynamic, tmp_path / "s.engine", precision="fp32", imgsz=[64, 96], batch=8, min_batch=2, max_imgsz=[96, 128]
+    )
     (profile,) = trt.configs[-1].profiles
     assert profile.shapes == {"images": ((2, 3, 32, 32), (8, 3, 64, 96), (8, 3, 96, 128))}
 
@@ -204,7 +206,9 @@ def test_dynamic_shapes_become_a_profile(tensorrt, dynamic, tmp_path):
 def test_an_end_to_end_head_needs_as_many_anchors_as_it_selects(tensorrt, student, tmp_path):
     trt = tensorrt().module
     options = {"max_det": 100}
-    build_engine(student, tmp_path / "s.engine", imgsz=128, dynamic=True, end2end=True, options=options)
+    build_engine(
+        student, tmp_path / "s.engine", precision="fp32", imgsz=128, dynamic=True, end2end=True, options=options
+    )
     low = trt.configs[-1].profiles[0].shapes["images"][0]
     assert low == (1, 3, 96, 96)  # 64 pixels have 84 anchors, 96 have 189
 
@@ -227,22 +231,22 @@ def test_the_options_reach_tensorrt(tensorrt, whole, tmp_path):
     assert config.hardware_compatibility_level is trt.HardwareCompatibilityLevel.AMPERE_PLUS
     assert config.builder_optimization_level == 4
     assert facts(path)["meddet_onnx"] == "s.onnx" and load_onnx(tmp_path / "s.onnx")
-    build_engine(whole, tmp_path / "t.engine", hardware_compatible="same")
+    build_engine(whole, tmp_path / "t.engine", precision="fp32", hardware_compatible="same")
     assert trt.configs[-1].hardware_compatibility_level is trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
 
 
 def test_the_timing_cache_is_kept_for_each_gpu_and_version(tensorrt, whole, tmp_path, caplog):
     trt = tensorrt("10.13.0").module
-    build_engine(whole, tmp_path / "s.engine", timing_cache=tmp_path / "cache")
+    build_engine(whole, tmp_path / "s.engine", precision="fp32", timing_cache=tmp_path / "cache")
     (file,) = (tmp_path / "cache").iterdir()
     assert file.name == "NVIDIA_Fake_9000-sm8.9-trt10.13.0.cache" and file.read_bytes() == b"cache of 10.13.0"
-    build_engine(whole, tmp_path / "s.engine", timing_cache=tmp_path / "cache")
+    build_engine(whole, tmp_path / "s.engine", precision="fp32", timing_cache=tmp_path / "cache")
     assert trt.configs[-1].cache.blob == b"cache of 10.13.0"
     tensorrt("11.4.0")
-    build_engine(whole, tmp_path / "s.engine", timing_cache=tmp_path / "cache")
+    build_engine(whole, tmp_path / "s.engine", precision="fp32", timing_cache=tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 2
     assert not caplog.text
-    build_engine(whole, tmp_path / "s.engine", timing_cache=file)  # a file of the other version
+    build_engine(whole, tmp_path / "s.engine", precision="fp32", timing_cache=file)  # a file of the other version
     assert "is of another GPU or version" in caplog.text and file.read_bytes() == b"cache of 11.4.0"
 
 
