@@ -147,7 +147,9 @@ class RTXBackend(BaseBackend):
                 f"{self.runtime.version}: export it again, or pip install tensorrt-rtx=={built}"
             )
         if metadata.get("meddet_strip"):
-            raise RuntimeError(f"{self.path} was built without weights (strip=True): export it without strip")
+            raise RuntimeError(
+                f"{self.path} was built without weights (strip=True): refit it with meddet_yolo.trt.refit.refit_engine, or export it without strip"
+            )
 
     def _make_context(self, engine: Any) -> None:
         """Create the execution context, with what was compiled in earlier runs."""
