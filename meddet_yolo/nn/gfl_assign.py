@@ -65,10 +65,11 @@ def assign_atss(
         Whether a position is positive, of shape (B, A), bool, and the index of its box in [0, M), 0 where it is not.
 
     Examples:
-        >>> points = torch.tensor([[4.0, 4.0], [12.0, 4.0], [8.0, 8.0]])
-        >>> box = torch.tensor([[[0.0, 0.0, 16.0, 12.0]]])
-        >>> assign_atss(box, torch.ones(1, 1, dtype=torch.bool), points, torch.tensor([8.0, 8.0, 16.0]), [2, 1], topk=1)
-        (tensor([[ True, False, False]]), tensor([[0, 0, 0]]))
+        >>> points = torch.tensor([[32.0, 32.0], [96.0, 96.0], [160.0, 160.0], [224.0, 224.0]])
+        >>> box = torch.tensor([[[4.0, 4.0, 60.0, 62.0]]])
+        >>> foreground, owner = assign_atss(box, torch.ones(1, 1, dtype=torch.bool), points, torch.full((4,), 8.0), [4])
+        >>> foreground
+        tensor([[ True, False, False, False]])
     """
     batch, most = valid.shape
     total = len(points)

@@ -37,7 +37,7 @@ def quality_focal_loss(logits: Tensor, quality: Tensor, beta: float = QFL_BETA) 
 
     Examples:
         >>> quality_focal_loss(torch.tensor([0.0, 3.0]), torch.tensor([0.5, 0.0]))
-        tensor([0.0000, 2.7657])
+        tensor([0.0000, 2.7663])
     """
     distance = (quality - logits.sigmoid()).abs()
     return F.binary_cross_entropy_with_logits(logits, quality, reduction="none") * distance.pow(beta)
