@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from meddet_yolo.cfg import MODELS_DIR
 from ultralytics import YOLO
 from ultralytics.nn import tasks
 from ultralytics.nn.modules import Conv, Detect
@@ -21,6 +20,7 @@ from ultralytics.utils import LOGGER, YAML
 
 import meddet_yolo
 from meddet_yolo import registry
+from meddet_yolo.cfg import MODELS_DIR
 from meddet_yolo.nn.heads import NmODE2Detect
 
 

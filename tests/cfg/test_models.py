@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from meddet_yolo.cfg import MODELS_DIR
 from ultralytics import YOLO
 from ultralytics.nn import tasks
 from ultralytics.nn.modules import Detect
@@ -13,6 +12,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import YAML
 
 import meddet_yolo  # noqa: F401  (registers the model files)
+from meddet_yolo.cfg import MODELS_DIR
 from meddet_yolo.nn.heads import NmODE2Detect
 from meddet_yolo.nn.nmode import NmODE2Activation
 

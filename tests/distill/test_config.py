@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
-import meddet_yolo.cfg
 import pytest
 import yaml
 
+import meddet_yolo.cfg
 from meddet_yolo.distill import DistillConfig
 
 RECIPE = Path(meddet_yolo.cfg.__file__).parent / "distill" / "default.yaml"
