@@ -148,7 +148,8 @@ class RTXBackend(BaseBackend):
             )
         if metadata.get("meddet_strip"):
             raise RuntimeError(
-                f"{self.path} was built without weights (strip=True): refit it with meddet_yolo.trt.refit.refit_engine, or export it without strip"
+                f"{self.path} was built without weights (strip=True): refit it with "
+                "meddet_yolo.trt.refit.refit_engine, or export it without strip"
             )
 
     def _make_context(self, engine: Any) -> None:
