@@ -19,6 +19,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from meddet_yolo.console import as_list
+
 MODES = ("train", "val", "predict", "export")
 _REQUIRED = {
     "train": {
@@ -240,17 +242,8 @@ def _parse(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             raise UsageError(f"{argument!r} has no value: write {argument}VALUE") from error
         if not key:
             raise UsageError(f"{argument!r} has no key: write key=value")
-        options[key] = _listed(value) if key == "teachers" else value
+        options[key] = as_list(value) if key == "teachers" else value
     return words, options
-
-
-def _listed(value: Any) -> Any:
-    """Return an unquoted list, `[a.pt,b.pt]` or `a.pt,b.pt`, as a list; anything else as it is."""
-    if not isinstance(value, str):
-        return list(value) if isinstance(value, tuple) else value
-    if value.startswith("[") and value.endswith("]"):
-        value = value[1:-1]
-    return [part for part in (p.strip().strip("'\"") for p in value.split(",")) if part]
 
 
 def _recipe(cfg: Any) -> dict[str, Any]:
@@ -347,7 +340,7 @@ def _val_under_noise(options: dict[str, Any]) -> None:
         raise UsageError("noise= is missing: sigma= is the strength of a noise, for example noise=rician")
     if options.get("data") is None:
         raise UsageError("data= is missing: the data set to validate on, for example data=d.yaml")
-    names = _listed(options.pop("model"))
+    names = as_list(options.pop("model"))
     for name in names:
         _check_model_file(name)
 

@@ -7,16 +7,16 @@ on images of no patient.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from meddet_yolo.console import quiet
 
 __all__ = ["quickstart"]
 
@@ -79,7 +79,7 @@ def quickstart(
     arguments = {"epochs": epochs, "imgsz": imgsz, "patients": patients, "seed": seed, "device": str(device)}
     run = _Run(Path(out).expanduser().resolve(), arguments, total=7)
     try:
-        with _quiet():
+        with quiet():
             return _run_steps(run, epochs, imgsz, patients, seed, device)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; the same command goes on with the step that was under way") from None
@@ -219,19 +219,6 @@ def _page(table: str, reports: list[Any], grid: Path, run: _Run) -> str:
         "recall at the confidence with the best F1; milliseconds are medians of interleaved single images.\n\n"
         f"![Boxes]({grid.as_posix()})\n\n| step | seconds |\n| --- | ---: |\n{steps}\n"
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Let Ultralytics log warnings and errors only; its progress bars follow that level."""
-    from ultralytics.utils import LOGGER
-
-    level = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)
 
 
 class _Run:

@@ -84,13 +84,3 @@ def test_interrupted_step_is_done_again(tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "done before" in lines[0]
     assert lines[1].startswith("[2/7] train")
-
-
-def test_log_level_is_put_back():
-    from ultralytics.utils import LOGGER
-
-    before = LOGGER.level
-    with pytest.raises(RuntimeError), quickstart._quiet():
-        assert LOGGER.level > before
-        raise RuntimeError
-    assert LOGGER.level == before

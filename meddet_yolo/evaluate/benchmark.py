@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from meddet_yolo.console import as_list
 from meddet_yolo.evaluate.benchmark_report import Result, as_markdown, describe
 from meddet_yolo.evaluate.candidates import BACKENDS, Candidate, Skipped, Source, Workshop
 from meddet_yolo.evaluate.noise import short_names
@@ -80,7 +81,7 @@ def benchmark(
         FileNotFoundError: If a model or the data set is missing.
         ValueError: If an argument is wrong, or nothing could be measured or built.
     """
-    models, sizes, batches, chosen, precisions = (_listed(v) for v in (model, imgsz, batch, backends, precision))
+    models, sizes, batches, chosen, precisions = (as_list(v) for v in (model, imgsz, batch, backends, precision))
     _check(models, sizes, batches, chosen, precisions)
     sources = _sources(models)
     gpu = torch.cuda.is_available() and str(device) != "cpu"
@@ -157,16 +158,6 @@ def benchmark(
 
 
 # arguments ------------------------------------------------------------------------------------------------------------
-
-
-def _listed(value: Any) -> list[Any]:
-    """Return one value or several as a list."""
-    if value is None:
-        return []
-    if isinstance(value, str):
-        value = value.strip("[]() ").split(",")
-        return [part.strip().strip("'\"") for part in value if part.strip()]
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _check(models: list[Any], sizes: list[Any], batches: list[Any], backends: list[Any], precisions: list[Any]) -> None:

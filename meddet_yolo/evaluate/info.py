@@ -14,6 +14,7 @@ from ultralytics import YOLO
 from ultralytics.nn import tasks
 from ultralytics.utils.torch_utils import get_num_params
 
+from meddet_yolo.console import as_list
 from meddet_yolo.registry import resolve_model_yaml
 
 __all__ = ["PAPER", "PAPER_MODELS", "ModelSize", "build_model", "info", "measure_size"]
@@ -188,13 +189,12 @@ def info(model: str | Sequence[str] | None = None, imgsz: int | Sequence[int] = 
     """
     if model is None:
         model, nc = PAPER_MODELS, nc or 2
-    names = [n.strip() for n in model.split(",")] if isinstance(model, str) else [str(n) for n in model]
-    names = [n.strip("[] '\"") for n in names]
-    if not any(names):
+    names = [str(name) for name in as_list(model)]
+    if not names:
         raise ValueError("model= names no model")
     header = ("model", "parameters", "multiply-adds", "with norms etc.", "GFLOPs", "paper at 512 px")
     rows: list[tuple[str, ...]] = [header]
-    for name in filter(None, names):
+    for name in names:
         size = measure_size(build_model(name, nc), imgsz)
         paper = PAPER.get(Path(name).name.removesuffix(".yaml").removesuffix(".yml"))
         rows.append(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -18,6 +16,7 @@ from ultralytics.cfg import get_cfg, get_save_dir
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import LOGGER
 
+from meddet_yolo.console import as_list, quiet
 from meddet_yolo.data.mri_noise import NOISES, add_noise, check_noise, image_generator
 from meddet_yolo.data.shipped import find_data
 from meddet_yolo.evaluate.validator import MedDetValidator
@@ -153,13 +152,13 @@ def _kinds(noise: Any) -> list[str]:
     """Return the kinds of noise that are asked for."""
     if noise == "all":
         return list(NOISES)
-    return list(dict.fromkeys(str(kind) for kind in _listed(noise)))
+    return list(dict.fromkeys(str(kind) for kind in as_list(noise)))
 
 
 def _strengths(sigma: Any) -> list[float]:
     """Return the strengths that are asked for, rising."""
     try:
-        values = [float(value) for value in _listed(sigma)]
+        values = [float(value) for value in as_list(sigma)]
     except (TypeError, ValueError) as error:
         raise ValueError(f"sigma must be a number or a list of them, such as [0,0.05,0.1], got {sigma!r}") from error
     if not values:
@@ -167,17 +166,10 @@ def _strengths(sigma: Any) -> list[float]:
     return sorted(set(values))
 
 
-def _listed(value: Any) -> list[Any]:
-    """Return a value, `[a,b]` or `a,b` in a string, or a sequence, as a list."""
-    if isinstance(value, str):
-        return [part for part in (p.strip().strip("'\"") for p in value.strip("[]").split(",")) if part]
-    return list(value) if isinstance(value, Sequence) else [value]
-
-
 def _load(models: Mapping[str, Any] | Sequence[Any] | str | Path) -> dict[str, YOLO]:
     """Load the models, those of a list under names that tell them apart."""
     if not isinstance(models, Mapping):
-        paths = [Path(str(m)) for m in _listed(str(models) if isinstance(models, Path) else models)]
+        paths = [Path(str(m)) for m in as_list(str(models) if isinstance(models, Path) else models)]
         models = dict(zip(short_names(paths), paths, strict=True))
     if not models:
         raise ValueError("no model to validate: give one or several checkpoints")
@@ -259,22 +251,11 @@ def _validate(
         "cache": False,
     }
     args.pop("model", None)
-    with _quiet():
+    with quiet():
         validator = _NoiseValidator(args=args, save_dir=save_dir, _callbacks=model.callbacks)
         validator.degrade = degrade
         validator(model=model.model)
     return validator.metrics.box
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Ultralytics from printing a page for each validation."""
-    level = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)
 
 
 # Reporting ------------------------------------------------------------------------------------------------------------
