@@ -190,7 +190,7 @@ def test_real_csv_gives_the_labels_that_ship_with_it(spider, tmp_path):
 def test_components_of_masks_are_those_of_scipy(cells):
     from scipy import ndimage
 
-    from meddet_yolo.data.convert_masks import mask_boxes
+    from meddet_yolo.data.convert.masks import mask_boxes
 
     mask = np.zeros((48, 48), int)
     for row, column, height, width, label in cells:
@@ -428,11 +428,11 @@ def test_running_again_gives_the_same_and_replaces_what_is_stale(images, tmp_pat
 
 
 def test_an_interrupted_conversion_is_taken_up_again(images, tmp_path, monkeypatch):
-    from meddet_yolo.data import convert_write
+    from meddet_yolo.data.convert import write
 
     spider_like(images.parent)
     whole = convert(images.parent, tmp_path / "whole", val=0.4).data.parent
-    original, done = convert_write.read_picture, []
+    original, done = write.read_picture, []
 
     def stop(item):
         done.append(item)
@@ -440,7 +440,7 @@ def test_an_interrupted_conversion_is_taken_up_again(images, tmp_path, monkeypat
             raise KeyboardInterrupt
         return original(item)
 
-    monkeypatch.setattr(convert_write, "read_picture", stop)
+    monkeypatch.setattr(write, "read_picture", stop)
     with pytest.raises(KeyboardInterrupt):
         convert(images.parent, tmp_path / "out", val=0.4)
     assert not (tmp_path / "out" / "data.yaml").exists()

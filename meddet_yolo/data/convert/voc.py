@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from meddet_yolo.data.convert_records import Collection, ImageIndex, Item, NamedBox
+from meddet_yolo.data.convert.records import Collection, ImageIndex, Item, NamedBox
 
 __all__ = ["read_voc"]
 

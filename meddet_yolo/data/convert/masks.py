@@ -9,8 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from meddet_yolo.data.convert_pixels import open_picture
-from meddet_yolo.data.convert_records import Collection, Item, NamedBox
+from meddet_yolo.data.convert.pixels import open_picture
+from meddet_yolo.data.convert.records import Collection, Item, NamedBox
 from meddet_yolo.data.nifti import is_nifti, read_nifti
 from meddet_yolo.data.volumes import stem_of
 

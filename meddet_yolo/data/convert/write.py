@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meddet_yolo.data.convert_pixels import read_picture
-from meddet_yolo.data.convert_records import Item
-from meddet_yolo.data.convert_yolo import PATIENTS_FILE
+from meddet_yolo.data.convert.pixels import read_picture
+from meddet_yolo.data.convert.records import Item
+from meddet_yolo.data.convert.yolo import PATIENTS_FILE
 from meddet_yolo.data.splits import SPLITS
 
 __all__ = ["Planned", "earlier_files", "write_data_set"]

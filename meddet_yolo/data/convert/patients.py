@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from meddet_yolo.data.convert_records import Collection, pseudonym
-from meddet_yolo.data.convert_write import Planned
+from meddet_yolo.data.convert.records import Collection, pseudonym
+from meddet_yolo.data.convert.write import Planned
 from meddet_yolo.data.dicom import is_dicom, require
 from meddet_yolo.data.splits import SPLITS, LeakageError, check_leakage, natural, split_patients
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
-from meddet_yolo.data.convert_coco import is_coco, read_coco
-from meddet_yolo.data.convert_csv import find_columns, read_csv, table_rows
-from meddet_yolo.data.convert_masks import MASK_FOLDERS, is_mask_name, pair_masks, read_masks
-from meddet_yolo.data.convert_records import Collection, ImageIndex, image_files
-from meddet_yolo.data.convert_voc import read_voc
-from meddet_yolo.data.convert_yolo import PATIENTS_FILE, read_yolo
+from meddet_yolo.data.convert.coco import is_coco, read_coco
+from meddet_yolo.data.convert.csv import find_columns, read_csv, table_rows
+from meddet_yolo.data.convert.masks import MASK_FOLDERS, is_mask_name, pair_masks, read_masks
+from meddet_yolo.data.convert.records import Collection, ImageIndex, image_files
+from meddet_yolo.data.convert.voc import read_voc
+from meddet_yolo.data.convert.yolo import PATIENTS_FILE, read_yolo
 
 __all__ = ["FORMATS", "read_source"]
 

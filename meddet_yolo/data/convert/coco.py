@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from meddet_yolo.data.convert_records import Collection, ImageIndex, Item, NamedBox, split_of
+from meddet_yolo.data.convert.records import Collection, ImageIndex, Item, NamedBox, split_of
 
 __all__ = ["is_coco", "read_coco"]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from meddet_yolo.data.convert_records import IMAGE_SUFFIXES, Collection, ImageIndex, Item, NamedBox, pseudonym, split_of
+from meddet_yolo.data.convert.records import IMAGE_SUFFIXES, Collection, ImageIndex, Item, NamedBox, pseudonym, split_of
 
 __all__ = ["Columns", "find_columns", "read_csv", "table_rows"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from meddet_yolo.data.convert_records import Collection, Item, NamedBox, image_files
+from meddet_yolo.data.convert.records import Collection, Item, NamedBox, image_files
 from meddet_yolo.data.labels import label_problem
 from meddet_yolo.data.splits import SPLITS
 from meddet_yolo.data.volumes import VolumeError, is_volume, open_volume, stem_of

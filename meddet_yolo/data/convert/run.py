@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from meddet_yolo.data.audit import Audit, Entry, audit
-from meddet_yolo.data.convert_formats import read_source
-from meddet_yolo.data.convert_patients import assign_parts, find_patients
-from meddet_yolo.data.convert_pixels import Picture, read_picture
-from meddet_yolo.data.convert_records import Collection, Item
-from meddet_yolo.data.convert_write import Planned, earlier_files, write_data_set
+from meddet_yolo.data.convert.formats import read_source
+from meddet_yolo.data.convert.patients import assign_parts, find_patients
+from meddet_yolo.data.convert.pixels import Picture, read_picture
+from meddet_yolo.data.convert.records import Collection, Item
+from meddet_yolo.data.convert.write import Planned, earlier_files, write_data_set
 from meddet_yolo.data.dicom import VolumeError
 from meddet_yolo.data.duplicates import fingerprint
 

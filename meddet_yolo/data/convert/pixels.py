@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from meddet_yolo.data.convert_records import Item
+from meddet_yolo.data.convert.records import Item
 from meddet_yolo.data.geometry import SliceGeometry
 from meddet_yolo.data.grey import percentile_grey
 from meddet_yolo.data.volumes import Skipped, Slice, is_volume, open_volume, stem_of
