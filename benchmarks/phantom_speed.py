@@ -27,8 +27,8 @@ RESULTS = Path(__file__).parent / "results"
 def one_process(imgsz: int, patients: int, first: int) -> tuple[float, float]:
     """Return images a second, by the clock and by processor time, of writing some patients."""
     from meddet_yolo.data.phantom import PRESETS
-    from meddet_yolo.data.phantom_study import PatientPlan, Study
-    from meddet_yolo.data.phantom_writer import make_patient
+    from meddet_yolo.data.phantom.study import PatientPlan, Study
+    from meddet_yolo.data.phantom.writer import make_patient
 
     study = Study(914, 0, imgsz, 2, 0.5, 0.125, 0.2, PRESETS["paper"].fov)
     with tempfile.TemporaryDirectory() as folder:

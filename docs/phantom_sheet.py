@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from meddet_yolo.data.phantom import PRESETS
-from meddet_yolo.data.phantom_anatomy import Disc
-from meddet_yolo.data.phantom_study import Study
+from meddet_yolo.data.phantom.anatomy import Disc
+from meddet_yolo.data.phantom.study import Study
 
 TILE, COLUMNS = 224, 4
 CLOSE, CLOSE_COLUMNS, MILLIMETRES = 149, 6, 38.0

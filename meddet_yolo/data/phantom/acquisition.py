@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from meddet_yolo.data.phantom_drawing import Palette
+from meddet_yolo.data.phantom.drawing import Palette
 
 GRID = 448  # cells along a side of the signal before it is sampled
 FINE = 2  # cells of the tissue map for one of these

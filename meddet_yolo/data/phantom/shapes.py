@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from meddet_yolo.data.phantom_anatomy import Anatomy
+from meddet_yolo.data.phantom.anatomy import Anatomy
 
 _FIRST, _LAST = -150.0, 270.0  # the curve's ends
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from meddet_yolo.data.phantom_patient import NAMES
-from meddet_yolo.data.phantom_study import PRESETS, Study
-from meddet_yolo.data.phantom_writer import write_study
+from meddet_yolo.data.phantom.patient import NAMES
+from meddet_yolo.data.phantom.study import PRESETS, Study
+from meddet_yolo.data.phantom.writer import write_study
 
 __all__ = ["NAMES", "PRESETS", "generate_phantom"]
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from meddet_yolo.data import phantom_scan
-from meddet_yolo.data.phantom_drawing import Palette
-from meddet_yolo.data.phantom_scan import FINE, GRID, draw_protocol, scan, wrinkle
+from meddet_yolo.data.phantom import acquisition
+from meddet_yolo.data.phantom.acquisition import FINE, GRID, draw_protocol, scan, wrinkle
+from meddet_yolo.data.phantom.drawing import Palette
 
 
 @pytest.fixture
@@ -18,14 +18,14 @@ def protocol():
 
 def test_noise_in_air_is_rayleigh_distributed(protocol):
     noisy = replace(protocol, noise=0.05)
-    image = phantom_scan._acquire(np.zeros((GRID, GRID)), noisy, np.random.default_rng(1))
+    image = acquisition._acquire(np.zeros((GRID, GRID)), noisy, np.random.default_rng(1))
     assert image.mean() == pytest.approx(0.05 * np.sqrt(np.pi / 2), rel=0.02)
     assert image.std() == pytest.approx(0.05 * np.sqrt(2 - np.pi / 2), rel=0.02)
 
 
 def test_noise_on_strong_signal_is_gaussian(protocol):
     noisy = replace(protocol, noise=0.02)
-    image = phantom_scan._acquire(np.ones((GRID, GRID)), noisy, np.random.default_rng(1))
+    image = acquisition._acquire(np.ones((GRID, GRID)), noisy, np.random.default_rng(1))
     assert image.std() == pytest.approx(0.02, rel=0.03)
     assert image.mean() == pytest.approx(1.0, abs=0.002)
 
@@ -34,7 +34,7 @@ def test_truncation_rings_by_nine_percent_unless_filtered(protocol):
     edge = np.zeros((GRID, GRID))
     edge[GRID // 4 : -GRID // 4] = 1.0
     overshoot = [
-        phantom_scan._acquire(edge, replace(protocol, window_filter=w), np.random.default_rng(1)).max() - 1.0
+        acquisition._acquire(edge, replace(protocol, window_filter=w), np.random.default_rng(1)).max() - 1.0
         for w in (0.0, 0.5, 1.0)
     ]
     assert overshoot[0] == pytest.approx(0.0895, abs=0.015)  # Gibbs
@@ -47,8 +47,8 @@ def test_ghosts_lie_along_the_phase_encoding_direction(protocol, vertical):
     spot = np.zeros((GRID, GRID))
     spot[200:248, 200:248] = 1.0
     ghosted = replace(protocol, ghost=0.3, ghost_period=4.0, phase_vertical=vertical)
-    still = phantom_scan._acquire(spot, replace(ghosted, ghost=0.0), np.random.default_rng(1))
-    moved = phantom_scan._acquire(spot, ghosted, np.random.default_rng(1))
+    still = acquisition._acquire(spot, replace(ghosted, ghost=0.0), np.random.default_rng(1))
+    moved = acquisition._acquire(spot, ghosted, np.random.default_rng(1))
     excess = np.abs(moved - still)
     centre, side = slice(228, 284), slice(0, 120)
     along, across = excess[side, centre].mean(), excess[centre, side].mean()
@@ -77,7 +77,7 @@ def test_only_fat_is_shifted(protocol):
     for tissue, places in ((water, 0), (fat, 2)):
         cells = np.zeros((GRID * FINE, GRID * FINE), np.uint8)
         cells[:, 400:500] = tissue
-        signal = phantom_scan._signal([cells], palette, shifted)
+        signal = acquisition._signal([cells], palette, shifted)
         assert np.flatnonzero(signal[0] > 0.5)[0] == 200 + places
 
 

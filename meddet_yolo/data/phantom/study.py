@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from meddet_yolo.data.phantom_anatomy import draw_anatomy
-from meddet_yolo.data.phantom_patient import Patient
-from meddet_yolo.data.phantom_scan import draw_protocol
+from meddet_yolo.data.phantom.acquisition import draw_protocol
+from meddet_yolo.data.phantom.anatomy import draw_anatomy
+from meddet_yolo.data.phantom.patient import Patient
 
 GENERATOR = 1  # raised whenever the same parameters would give other files
 _THIRD_SLICE = 20 / 914  # share of patients with one slice more: 1,848 images of 914 patients

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from meddet_yolo.data.phantom_drawing import Canvas
-from meddet_yolo.data.phantom_shapes import ellipse, profile, smooth_closed
-from meddet_yolo.data.phantom_tissues import Plane, Tissues
+from meddet_yolo.data.phantom.drawing import Canvas
+from meddet_yolo.data.phantom.shapes import ellipse, profile, smooth_closed
+from meddet_yolo.data.phantom.tissues import Plane, Tissues
 
 
 def draw_surroundings(canvas: Canvas, plane: Plane, t: Tissues) -> None:

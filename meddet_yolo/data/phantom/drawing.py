@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from meddet_yolo.data.phantom_shapes import Column, smooth_closed
+from meddet_yolo.data.phantom.shapes import Column, smooth_closed
 
 _TO_THE_SIDE = np.array([-1.0, 1.0])
 _FRACTION_BITS = 4  # outlines are placed to a sixteenth of a grid cell

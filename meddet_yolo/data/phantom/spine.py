@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meddet_yolo.data.phantom_anatomy import LEVELS, Anatomy
-from meddet_yolo.data.phantom_drawing import Canvas
-from meddet_yolo.data.phantom_shapes import body_outline, bulge_shape, ellipse, profile
-from meddet_yolo.data.phantom_tissues import Plane, Tissues
+from meddet_yolo.data.phantom.anatomy import LEVELS, Anatomy
+from meddet_yolo.data.phantom.drawing import Canvas
+from meddet_yolo.data.phantom.shapes import body_outline, bulge_shape, ellipse, profile
+from meddet_yolo.data.phantom.tissues import Plane, Tissues
 
 _S = np.arange(-110.0, 215.0, 1.5)  # samples along the canal
 # The canal's size along the column against C4's.

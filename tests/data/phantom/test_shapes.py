@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meddet_yolo.data.phantom_anatomy import draw_anatomy
-from meddet_yolo.data.phantom_shapes import Column, body_outline, bulge_shape, ellipse, smooth_closed
+from meddet_yolo.data.phantom.anatomy import draw_anatomy
+from meddet_yolo.data.phantom.shapes import Column, body_outline, bulge_shape, ellipse, smooth_closed
 
 
 def _column(seed: int) -> Column:

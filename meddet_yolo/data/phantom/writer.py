@@ -22,8 +22,8 @@ from typing import Any
 
 import cv2
 
-from meddet_yolo.data.phantom_patient import NAMES
-from meddet_yolo.data.phantom_study import PatientPlan, Study
+from meddet_yolo.data.phantom.patient import NAMES
+from meddet_yolo.data.phantom.study import PatientPlan, Study
 
 MANIFEST = "phantom.json"
 # Runs of equal bytes only: for noisy images as small as more search, in half the time.

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from ultralytics.data.utils import check_det_dataset
 
 from meddet_yolo import cli
-from meddet_yolo.data import phantom_writer
-from meddet_yolo.data.phantom import NAMES, PRESETS, generate_phantom
-from meddet_yolo.data.phantom_study import Study
+from meddet_yolo.data.phantom import NAMES, PRESETS, generate_phantom, writer
+from meddet_yolo.data.phantom.study import Study
 
 
 def _digests(data: Path) -> dict[str, str]:
@@ -259,7 +258,7 @@ def test_only_what_is_missing_or_damaged_is_made_again(tmp_path):
 
 
 def test_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
-    real, calls = phantom_writer.make_patient, []
+    real, calls = writer.make_patient, []
 
     def tired(root, study, place):
         if len(calls) == 2:
@@ -269,7 +268,7 @@ def test_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
 
     command = ["phantom", f"out={tmp_path / 'd'}", "patients=4", "imgsz=48", "slices=1"]
     with monkeypatch.context() as patch:
-        patch.setattr(phantom_writer, "make_patient", tired)
+        patch.setattr(writer, "make_patient", tired)
         assert cli.main(command) == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert not (tmp_path / "d" / "data.yaml").exists()

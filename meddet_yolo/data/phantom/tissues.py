@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meddet_yolo.data.phantom_anatomy import Anatomy
-from meddet_yolo.data.phantom_drawing import Palette
+from meddet_yolo.data.phantom.anatomy import Anatomy
+from meddet_yolo.data.phantom.drawing import Palette
 
 
 @dataclass(frozen=True)

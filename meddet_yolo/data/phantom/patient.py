@@ -9,13 +9,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from meddet_yolo.data.phantom_anatomy import GRADES, LEVELS, Anatomy
-from meddet_yolo.data.phantom_drawing import Canvas, Palette
-from meddet_yolo.data.phantom_head import draw_surroundings
-from meddet_yolo.data.phantom_scan import FINE, GRID, Protocol, scan, wrinkle
-from meddet_yolo.data.phantom_shapes import Column
-from meddet_yolo.data.phantom_spine import draw_column
-from meddet_yolo.data.phantom_tissues import Plane, Tissues, tissues
+from meddet_yolo.data.phantom.acquisition import FINE, GRID, Protocol, scan, wrinkle
+from meddet_yolo.data.phantom.anatomy import GRADES, LEVELS, Anatomy
+from meddet_yolo.data.phantom.drawing import Canvas, Palette
+from meddet_yolo.data.phantom.head import draw_surroundings
+from meddet_yolo.data.phantom.shapes import Column
+from meddet_yolo.data.phantom.spine import draw_column
+from meddet_yolo.data.phantom.tissues import Plane, Tissues, tissues
 
 NAMES = {0: "herniation", 1: "normal"}
 _ORDER = (0, 1, -1, 2, -2)  # places of the slices, so that a slice does not depend on how many there are
