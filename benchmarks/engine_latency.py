@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from nmode2_timing import RESULTS, header, write
 
-from meddet_yolo.evaluate.benchmark import time_candidates, timed_images
-from meddet_yolo.evaluate.candidates import Candidate, Skipped, Source, Workshop
+from meddet_yolo.benchmark import time_candidates, timed_images
+from meddet_yolo.benchmark.candidates import Candidate, Skipped, Source, Workshop
 from meddet_yolo.trt.gpu_monitor import GpuMonitor
 from meddet_yolo.trt.latency import Measurement, ratio
 from meddet_yolo.trt.runner import EngineRunner

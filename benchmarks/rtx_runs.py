@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from meddet_yolo.evaluate.benchmark import timed_images
-from meddet_yolo.evaluate.candidates import Source
+from meddet_yolo.benchmark import timed_images
+from meddet_yolo.benchmark.candidates import Source
 from meddet_yolo.trt.runner import EngineRunner, OnnxRunner
 
 OPTIONS = {"conf": 0.0, "iou": 1.0, "max_det": 50}  # the best anchors of an untrained network

@@ -39,7 +39,7 @@ _THEIR_COMMANDS = ("checks", "cfg", "copy-cfg", "login", "logout", "solutions") 
 # printed: a string as it is, a dictionary as key=value lines, a path as the data set that was made.
 _OWN_COMMANDS = {
     "info": ("meddet_yolo.evaluate.info", "info"),
-    "benchmark": ("meddet_yolo.evaluate.benchmark", "benchmark"),
+    "benchmark": ("meddet_yolo.benchmark", "benchmark"),
     "convert": ("meddet_yolo.data.convert", "convert_command"),
     "phantom": ("meddet_yolo.data.phantom", "generate_phantom"),
     "quickstart": ("meddet_yolo.quickstart", "quickstart"),

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from meddet_yolo import cli
-from meddet_yolo.evaluate.benchmark import benchmark
-from meddet_yolo.evaluate.benchmark_plots import pareto_front, plot_bubbles, plot_tradeoff
-from meddet_yolo.evaluate.benchmark_report import Result
-from meddet_yolo.evaluate.candidates import Source
-from meddet_yolo.evaluate.sessions import OpenVinoSession, TorchSession
+from meddet_yolo.benchmark import benchmark
+from meddet_yolo.benchmark.candidates import Source
+from meddet_yolo.benchmark.plots import pareto_front, plot_bubbles, plot_tradeoff
+from meddet_yolo.benchmark.report import Result
+from meddet_yolo.benchmark.sessions import OpenVinoSession, TorchSession
 from meddet_yolo.trt.runner import OnnxRunner, Runner
 
 QUICK = {"imgsz": 64, "iterations": 20, "seconds": 0.2, "threads": 1, "device": "cpu"}

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from meddet_yolo.benchmark.candidates import BACKENDS, Candidate, Skipped, Source, Workshop
+from meddet_yolo.benchmark.report import Result, as_markdown, describe
 from meddet_yolo.console import as_list
-from meddet_yolo.evaluate.benchmark_report import Result, as_markdown, describe
-from meddet_yolo.evaluate.candidates import BACKENDS, Candidate, Skipped, Source, Workshop
 from meddet_yolo.evaluate.noise import short_names
 from meddet_yolo.evaluate.report import read_image, split_images
 from meddet_yolo.trt.gpu_monitor import GpuMonitor
@@ -358,7 +358,7 @@ def _write(folder: Path, report: dict[str, Any], results: Sequence[Result]) -> N
 
 def _plot(folder: Path, results: Sequence[Result]) -> None:
     """Draw the two plots."""
-    from meddet_yolo.evaluate.benchmark_plots import plot_bubbles, plot_tradeoff
+    from meddet_yolo.benchmark.plots import plot_bubbles, plot_tradeoff
 
     measured = [r for r in results if r.status == "measured"]
     if measured:

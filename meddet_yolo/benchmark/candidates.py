@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from meddet_yolo.benchmark.sessions import OpenVinoSession, TorchSession
 from meddet_yolo.evaluate.info import build_model, measure_size
-from meddet_yolo.evaluate.sessions import OpenVinoSession, TorchSession
 from meddet_yolo.trt.engine_file import read_sidecar, sha256
 from meddet_yolo.trt.runner import EngineRunner, OnnxRunner, Runner
 

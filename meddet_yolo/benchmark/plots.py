@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from meddet_yolo.evaluate.benchmark_report import Result
+    from meddet_yolo.benchmark.report import Result
 
 __all__ = ["pareto_front", "plot_bubbles", "plot_tradeoff"]
 
