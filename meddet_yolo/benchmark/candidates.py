@@ -223,6 +223,8 @@ class Workshop:
             self._take(candidate)
             return False
         suffix = ".engine" if backend in ("tensorrt", "rtx") else ".onnx"
+        if backend == "openvino" and candidate.precision == "fp32":
+            suffix = "_openvino_model"  # its own export runs faster there than an ONNX file; INT8 is made in ONNX
         name = f"{_safe(source.name)}-{candidate.imgsz}-b{candidate.batch}-{candidate.precision}"
         if self._end2end(source):
             name += "-end2end"
@@ -268,6 +270,12 @@ class Workshop:
         options |= {"end2end": self._end2end(candidate.source), "precision": candidate.precision}
         if candidate.precision in ("int8", "fp8"):
             options["images"] = self._images(candidate)
+        if file.name.endswith("_openvino_model"):
+            from meddet_yolo.trt.openvino_export import export_openvino
+
+            del options["precision"]
+            export_openvino(model, file, **options)
+            return
         if candidate.backend in ("onnxruntime", "openvino"):
             from meddet_yolo.trt.onnx_export import export_onnx
 

@@ -121,7 +121,8 @@ def test_conv_runs_its_block_between_the_branch_and_the_prediction() -> None:
     assert not torch.allclose(got["scores"], stock["scores"])
 
 
-def test_no_branch_means_a_plain_head() -> None:
+def test_no_branch_means_a_plain_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Detect, "legacy", False)  # Ultralytics leaves the last built model's on the class
     head = build(branches=[])
     stock = Detect(3, ch=list(CHANNELS))
     assert head.state_dict().keys() == stock.state_dict().keys()
