@@ -16,7 +16,7 @@ from meddet_yolo.nn.nmode_tables import SIXTEEN_BIT, packed_constants, packed_wo
 # Adding this to a float32 below 2**22 in magnitude rounds it to an integer, which then sits in the low mantissa bits.
 ROUNDING_SHIFT = 1.5 * 2.0**23
 # Elements of the largest piece per thread: small enough for the cache, large enough to hide the cost of a call.
-_PIECE = 100 * 1024
+_PIECE = 200 * 1024
 # torch.index_select is the faster lookup but runs on one thread; torch.take runs on all of them.
 _THREADS_FOR_TAKE = 4
 
@@ -146,13 +146,13 @@ class _PackedWalk:
 
     def __init__(self, t_end: float, order: int, length: int, dtype: torch.dtype) -> None:
         self.constants = _walk_constants(t_end, order)
-        self.buffers = _WORK.get(3, length, torch.float32)
+        self.buffers = _WORK.get(2, length, torch.float32)
         self.long_index = _WORK.get(1, length, torch.int64)[0] if _index_dtype() == torch.int64 else None
 
     def __call__(self, g: Tensor, out: Tensor) -> None:
         c = self.constants
-        x, slope, spare = (buffer[: len(g)] for buffer in self.buffers)
-        index, word = spare.view(torch.int32), out.view(torch.int32)
+        x, slope = (buffer[: len(g)] for buffer in self.buffers)
+        index, word = slope.view(torch.int32), out.view(torch.int32)  # integers turn into floats where they lie
         if not _is_within(g, c.radius):
             g = torch.atan2(torch.sin(g.double()), torch.cos(g.double())).float()
         torch.add(c.shift, g, alpha=c.scale, out=x)
@@ -165,7 +165,7 @@ class _PackedWalk:
             torch.take(c.words, self.long_index[: len(g)].copy_(index), out=word)
         slope.copy_(torch.bitwise_and(word, c.low_bits, out=index))
         torch.add(c.slope_origin, slope, alpha=c.slope_unit, out=slope)
-        torch.add(c.value_origin, spare.copy_(word), alpha=c.value_unit, out=out)
+        torch.add(c.value_origin, out.copy_(word), alpha=c.value_unit, out=out)
         out.addcmul_(x, slope)
 
 
