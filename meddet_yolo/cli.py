@@ -36,7 +36,7 @@ _REQUIRED = {
 }
 _THEIR_COMMANDS = ("checks", "cfg", "copy-cfg", "login", "logout", "solutions")  # besides modes
 # Commands of ours beside the modes: module and function, whose parameters are the command's keys. What it returns is
-# printed: a string as it is, a dictionary as key=value lines, a path as the data set that was made.
+# printed: a string as it is, a dictionary as key=value lines, the YAML of a data set that was made as data=PATH.
 _OWN_COMMANDS = {
     "info": ("meddet_yolo.evaluate.info", "info"),
     "benchmark": ("meddet_yolo.benchmark", "benchmark"),
@@ -435,7 +435,7 @@ def _run_own(command: str, args: list[str]) -> None:
     result = _call(getattr(import_module(module), function), command, args)
     if isinstance(result, dict):
         result = "\n".join(f"{key}={value}" for key, value in result.items())
-    elif isinstance(result, Path):
+    elif isinstance(result, Path) and result.suffix == ".yaml":
         result = f"data={result}"
     if isinstance(result, str) and result:
         print(result)

@@ -398,3 +398,20 @@ def test_a_closed_pipe_is_no_error(tmp_path):
     command = f"{sys.executable} -m meddet_yolo.cli help | head -n 1"
     ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, env=os.environ)
     assert ran.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("result", "printed"),
+    [
+        (Path("d/data.yaml"), "data=d/data.yaml\n"),
+        (Path("report.md"), ""),
+        ({"a": 1, "b": 2}, "a=1\nb=2\n"),
+        ("x", "x\n"),
+    ],
+)
+def test_what_a_command_returns_is_printed(monkeypatch, capsys, result, printed):
+    import meddet_yolo.data.phantom
+
+    monkeypatch.setattr(meddet_yolo.data.phantom, "generate_phantom", lambda: result)
+    assert cli.main(["phantom"]) == 0
+    assert capsys.readouterr().out == printed
