@@ -346,7 +346,9 @@ def _val_under_noise(options: dict[str, Any]) -> None:
 
     from meddet_yolo.evaluate.noise import noise_robustness
 
-    print(noise_robustness(names, options.pop("data"), **options))
+    report = noise_robustness(names, options.pop("data"), **options)
+    print(report)
+    _report_skipped(report.skipped)
 
 
 def _predict(model: Any, options: dict[str, Any]) -> None:

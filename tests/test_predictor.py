@@ -274,6 +274,8 @@ def test_validation_reads_dicom(checkpoint: Path, tiny_data: Path, tmp_path: Pat
     command = ["val", f"model={checkpoint}", f"data={tmp_path / 'd.yaml'}", "imgsz=64", f"project={tmp_path}/o"]
     assert main(command) == 1
     assert "bad.dcm: not a DICOM file; the others are done" in capfd.readouterr().err
+    assert main([*command, "noise=rician", "sigma=[0.1]"]) == 1
+    assert "bad.dcm: not a DICOM file; the others are done" in capfd.readouterr().err
 
 
 def test_training_reads_dicom(tiny_data: Path, pixels: np.ndarray, tmp_path: Path, capfd: Any) -> None:

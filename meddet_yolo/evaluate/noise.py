@@ -19,6 +19,7 @@ from ultralytics.utils import LOGGER
 from meddet_yolo.console import as_list, quiet
 from meddet_yolo.data.mri_noise import NOISES, add_noise, check_noise, image_generator
 from meddet_yolo.data.shipped import find_data
+from meddet_yolo.data.volumes import Skipped
 from meddet_yolo.evaluate.validator import MedDetValidator
 
 __all__ = ["STRENGTHS", "NoiseReport", "NoiseResult", "noise_robustness"]
@@ -64,10 +65,12 @@ class NoiseReport:
     Attributes:
         results: One for each noise, model and strength, in that order.
         save_dir: Folder of `noise.json`, `noise.csv` and `noise.png`.
+        skipped: DICOM and NIfTI files of the data set that could not be used, and why.
     """
 
     results: tuple[NoiseResult, ...]
     save_dir: Path
+    skipped: tuple[Skipped, ...] = ()
 
     def __str__(self) -> str:
         """Return a table for a terminal and where the files are."""
@@ -123,13 +126,15 @@ def noise_robustness(
         **{k: v for k, v in options.items() if isinstance(v, (str, int, float))},
     }
     results: list[NoiseResult] = []
+    skipped: tuple[Skipped, ...] = ()  # the same every time
     total = len(kinds) * len(loaded) * len(strengths)
     for kind in kinds:
         for name, model in loaded.items():
             for strength in strengths:
-                box = _validate(
+                metrics = _validate(
                     model, data, partial(_degrade, noise=kind, sigma=strength, seed=seed), save_dir, options
                 )
+                box, skipped = metrics.box, tuple(metrics.skipped)
                 result = NoiseResult(
                     model=name,
                     noise=kind,
@@ -142,7 +147,7 @@ def noise_robustness(
                 LOGGER.info(f"[{len(results)}/{total}] {name}, {kind} {strength:g}: mAP50-95 {result.map50_95:.3f}")
                 _write(results, save_dir, context)
     _plot(results, save_dir / "noise.png")
-    return NoiseReport(results=tuple(results), save_dir=save_dir)
+    return NoiseReport(results=tuple(results), save_dir=save_dir, skipped=skipped)
 
 
 # Arguments ------------------------------------------------------------------------------------------------------------
@@ -240,7 +245,7 @@ class _NoiseValidator(MedDetValidator):
 def _validate(
     model: YOLO, data: str | Path, degrade: partial[np.ndarray], save_dir: Path, options: Mapping[str, Any]
 ) -> Any:
-    """Return a model's box metrics on degraded images."""
+    """Return a model's metrics on degraded images."""
     args = {
         **model.overrides,
         "rect": True,
@@ -255,7 +260,7 @@ def _validate(
         validator = _NoiseValidator(args=args, save_dir=save_dir, _callbacks=model.callbacks)
         validator.degrade = degrade
         validator(model=model.model)
-    return validator.metrics.box
+    return validator.metrics
 
 
 # Reporting ------------------------------------------------------------------------------------------------------------
