@@ -135,8 +135,11 @@ def plane_of(columns: ArrayLike, rows: ArrayLike) -> str:
     Examples:
         >>> plane_of([0, 1, 0], [0, 0, -1])
         'sagittal'
+        >>> plane_of([0, 0, 1], [1 + 1e-9, 1, 0])  # as near to the coronal plane
+        'sagittal'
     """
-    return _PLANES[int(np.argmax(np.abs(np.cross(np.asarray(columns, float), np.asarray(rows, float)))))]
+    normal = np.abs(np.cross(np.asarray(columns, float), np.asarray(rows, float)))
+    return _PLANES[int(np.argmax(normal > normal.max() * (1 - 1e-6)))]  # the first of those that rounding cannot tell
 
 
 def oriented(
