@@ -74,7 +74,7 @@ def main() -> None:
         image = cv2.imread(str(sorted(data.parent.glob("images/train/*"))[0]))
         calls: dict[str, Callable[[], object]] = {STOCK: stock_call(data, args.imgsz)}
         for noise in NOISES:
-            calls[noise] = lambda noise=noise: add_noise(image, noise, 0.2, 0)  # type: ignore[misc]
+            calls[noise] = lambda noise=noise: add_noise(image, noise, 0.2, 0)  # type: ignore[misc]  # its default has a type
         try:
             calls |= monai_calls(image)
         except ImportError:

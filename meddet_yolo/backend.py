@@ -2,7 +2,8 @@
 
 Ultralytics chooses a backend by the file's suffix and knows TensorRT only. `install` puts a class in that place which
 looks into the header: engines that were built by TensorRT-RTX go to `RTXBackend`, all others to Ultralytics' own.
-Beside the registry this is the only file that leans on `AutoBackend`; `tests/test_canary.py` watches what it relies on.
+Beside the registry this is the only file that leans on `AutoBackend`; `tests/test_canary_export.py` watches what it
+relies on.
 """
 
 from __future__ import annotations

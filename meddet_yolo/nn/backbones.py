@@ -146,7 +146,7 @@ class Backbone(nn.Module):
                     wide = nn.Conv2d(
                         in_channels,
                         module.out_channels,
-                        module.kernel_size,  # type: ignore[arg-type]
+                        module.kernel_size,  # type: ignore[arg-type]  # pairs, typed as of any length
                         module.stride,  # type: ignore[arg-type]
                         module.padding,  # type: ignore[arg-type]
                         bias=module.bias is not None,

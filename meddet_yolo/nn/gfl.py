@@ -62,7 +62,7 @@ class FPN(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.constant_(module.bias, 0.0)  # type: ignore[arg-type]
+                nn.init.constant_(module.bias, 0.0)  # type: ignore[arg-type]  # it has a bias
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Turn maps (B, C_l, H_l, W_l), each half as high and wide as the one before, into the pyramid's levels."""
@@ -205,7 +205,7 @@ class GFLDetect(Detect):
             blocks.append(ConvGN(channels, kernel=1, act=NmODE2Activation(**self.ode)))
         predict = nn.Conv2d(channels, outputs, 3, padding=1)
         nn.init.normal_(predict.weight, std=0.01)
-        nn.init.constant_(predict.bias, 0.0)  # type: ignore[arg-type]
+        nn.init.constant_(predict.bias, 0.0)  # type: ignore[arg-type]  # it has a bias
         return nn.Sequential(blocks[0], nn.Sequential(*blocks[1:]), predict)
 
     def forward_head(

@@ -85,7 +85,7 @@ class GFLCriterion:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        head: Any = model.model[-1]  # type: ignore[index]
+        head: Any = model.model[-1]  # type: ignore[index]  # a Sequential
         self.nc: int = head.nc
         self.bins: int = head.reg_max
         self.stride: Tensor = head.stride

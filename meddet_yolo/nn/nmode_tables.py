@@ -18,11 +18,11 @@ SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 def untraced() -> Iterator[None]:
     """Keep the making of a table out of a TorchScript trace, in which the finished table is a constant."""
     state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]  # not in the stubs
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]  # as above
 
 
 class _TensorCache:

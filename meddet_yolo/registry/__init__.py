@@ -12,7 +12,7 @@ work to the original and leaves models without our layers alone:
 
 And the class that runs `.engine` files makes room for one that also knows TensorRT-RTX (`meddet_yolo/backend.py`).
 
-`tests/test_canary.py` fails with a clear message when a new Ultralytics changes what this package leans on.
+`tests/test_canary*.py` fail with a clear message when a new Ultralytics changes what this package leans on.
 
 Importing this package imports neither torch nor Ultralytics: an engine must run in a container that has neither.
 """
@@ -88,24 +88,20 @@ class _PatchWhenImported(MetaPathFinder):
 def _patch(tasks: ModuleType) -> None:
     """Wrap Ultralytics' functions wherever they are held, and have our layers allowed in safely loaded checkpoints."""
     with _lock:
-        for name, wrap in (("parse_model", wrap_parse_model), ("yaml_model_load", wrap_yaml_model_load)):
-            original = getattr(tasks, name)
-            if getattr(original, "_meddet", False):
-                continue
-            wrapper = wrap(original)
-            wrapper._meddet = True  # type: ignore[attr-defined]
-            for module in (tasks, *(sys.modules[m] for m in _HOLDERS if m in sys.modules)):
-                if getattr(module, name, None) is original:
-                    setattr(module, name, wrapper)
-        for cls, name, wrap_method in (
+        for owner, name, wrap in (
+            (tasks, "parse_model", wrap_parse_model),
+            (tasks, "yaml_model_load", wrap_yaml_model_load),
             (tasks.BaseModel, "load", wrap_load),
             (tasks.DetectionModel, "init_criterion", _wrap_init_criterion),
         ):
-            original = getattr(cls, name)
-            if not getattr(original, "_meddet", False):
-                wrapper = wrap_method(original)
-                wrapper._meddet = True  # type: ignore[attr-defined]
-                setattr(cls, name, wrapper)
+            original = getattr(owner, name)
+            if getattr(original, "_meddet", False):
+                continue
+            wrapper: Any = wrap(original)
+            wrapper._meddet = True
+            for holder in (owner, *(sys.modules[m] for m in _HOLDERS if m in sys.modules)):
+                if getattr(holder, name, None) is original:
+                    setattr(holder, name, wrapper)
     for name in _LAYERS:  # each allows its own layers; one that is just importing Ultralytics gets there afterwards
         importlib.import_module(name)
 
