@@ -15,6 +15,7 @@ from meddet_yolo.nn.nmode_start import start_on_flank
 
 BRANCHES = ("cls", "reg")
 INJECTIONS = ("act", "conv")
+_EARLY_SIGMOID = ("onnx", "openvino", "engine")  # formats in whose graph the scores need no pass of their own
 _ODE_DEFAULTS = {"standardise": True}  # where they differ from those of `NmODE2Activation`
 
 # Attribute of `Detect` that holds the layers of a branch -> (branch, attribute of ours for its extra blocks). Ours keep
@@ -230,9 +231,25 @@ class NmODE2Detect(Detect):
 
         Returns:
             "boxes" (B, 4 * reg_max, A), "scores" (B, nc, A), "feats" (the input), A anchors over all levels; {} without
-            layers.
+            layers. Scores are logits, except in an export to ONNX, OpenVINO or TensorRT, where they are probabilities.
         """
-        return super().forward_head(x, _with_blocks(box_head, box_nmode), _with_blocks(cls_head, cls_nmode))
+        classes = _with_blocks(cls_head, cls_nmode)
+        if self._scores_are_probabilities() and classes is not None:
+            classes = [_compose(level, torch.sigmoid) for level in classes]
+        return super().forward_head(x, _with_blocks(box_head, box_nmode), classes)
+
+    def _scores_are_probabilities(self) -> bool:
+        """Whether the sigmoid follows each prediction layer: runtimes then compute it with the convolution.
+
+        After the concatenation of the levels, where the stock head has it, it is a pass of its own.
+        """
+        return self.export and not self.training and self.format in _EARLY_SIGMOID
+
+    def _inference(self, x: dict[str, Any]) -> Tensor:
+        """Decode the boxes and join them with the probabilities, (B, 4 + nc, A)."""
+        if not self._scores_are_probabilities():
+            return super()._inference(x)
+        return torch.cat((self._get_decode_boxes(x), x["scores"]), 1)
 
     def fuse(self) -> None:
         """Drop the branches that inference does not use; fold our blocks' normalisation and standardisation."""
@@ -265,7 +282,7 @@ def _with_blocks(levels: nn.ModuleList | None, blocks: nn.ModuleList | None) -> 
     return [_compose(*level[:-1], block, level[-1]) for level, block in pairs]
 
 
-def _compose(*layers: nn.Module) -> Callable[[Tensor], Tensor]:
+def _compose(*layers: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def run(x: Tensor) -> Tensor:
         for layer in layers:
             x = layer(x)

@@ -201,6 +201,22 @@ def test_options_reach_the_activations_and_the_repr() -> None:
 
 
 @pytest.mark.parametrize("inject", ["act", "conv"])
+@pytest.mark.parametrize("end2end", [False, True])
+@pytest.mark.parametrize("form", ["onnx", "openvino", "engine", "imx", "torchscript"])
+def test_an_export_says_the_same(inject: str, end2end: bool, form: str) -> None:
+    head = build(inject=inject, end2end=True).eval()
+    head.end2end = end2end
+    head.max_det = 20
+    with torch.no_grad():
+        want = head(maps())[0]
+        head.export, head.format = True, form
+        assert torch.equal(head(maps()), want)
+        scores = head.forward_head(maps(), **head.one2many)["scores"]
+    probabilities = bool((scores >= 0).all() and (scores <= 1).all())
+    assert probabilities == (form in ("onnx", "openvino", "engine"))
+
+
+@pytest.mark.parametrize("inject", ["act", "conv"])
 @pytest.mark.parametrize("reg_max", [1, 16])
 @pytest.mark.parametrize("end2end", [None, False, True])
 def test_fuse_keeps_the_output_and_drops_what_is_not_used(inject: str, reg_max: int, end2end: bool | None) -> None:
