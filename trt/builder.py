@@ -155,6 +155,7 @@ def build_engine(
                 nms=nms,
                 opset=int((options or {}).get("opset") or OPSET),
                 images=given,
+                for_cpu=False,
                 options={k: v for k, v in (options or {}).items() if k != "opset"},
             )
         graph = load_onnx(whole)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from meddet_yolo.trt.engine_file import write_sidecar
 from meddet_yolo.trt.graph import require
+from meddet_yolo.trt.openvino_graph import rewrite_file
 from meddet_yolo.trt.original import (
     GATE_IMAGES,
     channels_of,
@@ -84,6 +85,7 @@ def export_openvino(
     with tempfile.TemporaryDirectory(prefix="meddet-openvino-") as folder:
         exported = ultralytics_export(network, Path(folder), "openvino", arguments)
         xml = next(exported.path.glob("*.xml"))
+        rewrite_file(xml, half)
         compiled = openvino.Core().compile_model(str(xml), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
         def predict(x: Array) -> Array:
