@@ -354,7 +354,7 @@ def meddet(*args: str, cwd: Path, **options) -> subprocess.Popen:
 def test_train_interrupt_resume_validate_predict_export(tiny_data, tiny_teachers, tmp_path):
     teachers = ",".join(map(str, tiny_teachers))
     common = [f"data={tiny_data}", "imgsz=64", "device=cpu", "workers=0", "plots=False"]
-    training = ["batch=2", "epochs=60", "warmup_epochs=0", "amp=False", f"project={tmp_path}", "name=run"]
+    training = ["batch=2", "epochs=300", "warmup_epochs=0", "amp=False", f"project={tmp_path}", "name=run"]
     process = meddet("train", "model=meddet11-n.yaml", f"teachers=[{teachers}]", *common, *training, cwd=tmp_path)
     last = tmp_path / "run" / "weights" / "last.pt"
     deadline = time.monotonic() + 120
