@@ -48,10 +48,10 @@ step() {
 }
 
 if [ -n "$dry" ]; then
-  size=64 quick=(--iterations 20 --seconds 0.2 --rounds 2) backends=(onnxruntime openvino rtx) precision=(fp32) engine=()
+  size=64 quick=(--iterations 20 --seconds 0.2 --rounds 2) backends=(onnxruntime openvino rtx) precision=(fp32) stock=(--no-stock)
   calls=(iterations=20 seconds=0.2 device=cpu) kinds=pytorch,onnxruntime,rtx precisions=fp32 batches=1
 else
-  size=512 quick=(--iterations 500 --seconds 5) backends=(tensorrt rtx) precision=(fp16) engine=(--ultralytics-engine)
+  size=512 quick=(--iterations 500 --seconds 5) backends=(tensorrt rtx) precision=(fp16) stock=()
   calls=(iterations=500 seconds=5) kinds=pytorch,tensorrt,rtx precisions=fp32,fp16 batches=1
 fi
 [ ${#models[@]} -eq 0 ] && models=(meddet-n.yaml yolo26n.yaml)
@@ -67,7 +67,7 @@ fi
 step tests 360 python -m pytest -q -m gpu -p no:cacheprovider tests
 step rtx 120 python benchmarks/rtx_runs.py --imgsz "$size"
 step latency 360 python benchmarks/engine_latency.py --imgsz "$size" "${quick[@]}" --backends "${backends[@]}" \
-  --precision "${precision[@]}" ${engine[@]+"${engine[@]}"} --files "$out/engines" --out "$out" --name engine_latency_gpu
+  --precision "${precision[@]}" ${stock[@]+"${stock[@]}"} --files "$out/engines" --out "$out" --name engine_latency_gpu
 step benchmark 420 meddet benchmark "model=[$listed]" ${with_data[@]+"${with_data[@]}"} "imgsz=$size" "batch=[$batches]" \
   "backends=[$kinds]" "precision=[$precisions]" "${calls[@]}" "out=$out/benchmark"
 if [ -z "$dry" ]; then

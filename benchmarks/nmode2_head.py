@@ -1,8 +1,10 @@
 """What does nmODE² in the head cost a whole detector at inference?
 
 Times a MedDet model against the stock model of the same layout, both untrained and fused, on one image: in PyTorch, in
-ONNX Runtime and in OpenVINO, each exported by Ultralytics, in one process on the CPU. The two models take turns; the
-runtimes come one after another, because idle threads of one would disturb the next.
+ONNX Runtime and in OpenVINO, in one process on the CPU. Both are exported by Ultralytics, which shows the cost of
+nmODE² alone; the MedDet model also as `meddet export` does it, which is what its users run. The models take turns; the
+runtimes come one after another, and ONNX Runtime's threads sleep between runs, because idle threads that spin would
+disturb the next.
 
     python benchmarks/nmode2_head.py --threads 2
     python benchmarks/nmode2_head.py --threads 2 --nc 2
@@ -25,7 +27,9 @@ from ultralytics import YOLO
 from ultralytics.nn import tasks
 from ultralytics.utils import YAML
 
-import meddet_yolo  # noqa: F401  # teaches Ultralytics our head
+from meddet_yolo import MedDet  # teaches Ultralytics our head too
+from meddet_yolo.trt.onnx_export import export_onnx
+from meddet_yolo.trt.openvino_export import export_openvino
 
 STOCK = {"meddet": "yolo26", "meddet11": "yolo11"}
 
@@ -55,6 +59,7 @@ def onnx_call(path: str, image: np.ndarray, threads: int) -> Callable[[], np.nda
     """Return a run of an ONNX file in ONNX Runtime."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, {session.get_inputs()[0].name: image})[0]
 
@@ -79,36 +84,41 @@ def main() -> None:
     parser.add_argument("--nc", type=int, default=80, help="number of classes")
     parser.add_argument("--imgsz", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=61)
+    parser.add_argument("--rounds", type=int, default=101)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     args = parser.parse_args()
     family, scale = Path(args.model).stem.split("-")
     head = header(("torch", "ultralytics", "onnxruntime", "openvino"), args.threads, args.clock)
     image = np.random.default_rng(0).random((1, 3, args.imgsz, args.imgsz), dtype=np.float32)
-    names = {"stock": f"{STOCK[family]}{scale}.yaml", "MedDet": args.model}
+    stock = f"{STOCK[family]}{scale}.yaml"
     calls: dict[str, dict[str, Callable[[], np.ndarray]]] = {"PyTorch": {}, "ONNX Runtime": {}, "OpenVINO": {}}
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # exports are written beside the layout's name
-        for name, layout in names.items():
-            layout = write_layout(layout, args.nc)
+        for name, layout in ((stock, write_layout(stock, args.nc)), (args.model, write_layout(args.model, args.nc))):
             onnx = YOLO(layout).export(format="onnx", imgsz=args.imgsz, verbose=False)
             folder_of_xml = YOLO(layout).export(format="openvino", imgsz=args.imgsz, verbose=False)
             torch.set_num_threads(args.threads)  # an export may have changed it
             calls["PyTorch"][name] = pytorch_call(YOLO(layout), image)
             calls["ONNX Runtime"][name] = onnx_call(onnx, image, args.threads)
             calls["OpenVINO"][name] = openvino_call(folder_of_xml, image, args.threads)
+        ours = f"{args.model}, meddet export"
+        onnx = export_onnx(MedDet(args.model), "meddet.onnx", imgsz=args.imgsz)
+        folder_of_xml = export_openvino(MedDet(args.model), "meddet_openvino_model", imgsz=args.imgsz)
+        torch.set_num_threads(args.threads)
+        calls["ONNX Runtime"][ours] = onnx_call(str(onnx), image, args.threads)
+        calls["OpenVINO"][ours] = openvino_call(str(folder_of_xml), image, args.threads)
         times = {runtime: interleave(pair, args.rounds, args.clock) for runtime, pair in calls.items()}
     rows = [
         {
             "runtime": runtime,
-            "model": names[name],
+            "model": name,
             **summary(times[runtime][name]),
-            "times stock": ratio(times[runtime][name], times[runtime]["stock"]),
+            "times stock": ratio(times[runtime][name], times[runtime][stock]),
         }
         for runtime, pair in calls.items()
         for name in pair
     ]
-    caption = f"{args.model} against {names['stock']}, one image of {args.imgsz} px, {args.nc} classes"
+    caption = f"{args.model} against {stock}, one image of {args.imgsz} px, {args.nc} classes"
     write(f"nmode2_head_{Path(args.model).stem}_{args.nc}", "Cost of nmODE² in a whole detector", head, {caption: rows})
 
 

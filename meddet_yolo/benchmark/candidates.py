@@ -250,7 +250,7 @@ class Workshop:
         )
         calibrated = candidate.precision in ("int8", "fp8")
         count = len(self._images(candidate)) if calibrated else 0
-        versions = {m: getattr(__import__(m), "__version__", "") for m in ("torch", "ultralytics")}
+        versions = {m: getattr(__import__(m), "__version__", "") for m in ("torch", "ultralytics", "meddet_yolo")}
         return json.dumps([identity, count, str(self.compute_capability), versions, self._end2end(source)])
 
     def _images(self, candidate: Candidate) -> list[NDArray[np.float32]]:

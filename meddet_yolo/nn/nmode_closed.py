@@ -69,27 +69,26 @@ class PackedTable:
     With x = g * size / pi, k = round(x) and word = words[k mod size]::
 
         value = word * value_unit + value_origin
-        slope = (word mod 2**slope_bits) * slope_unit + slope_origin
+        slope = (word << slope_shift) * slope_unit
         result = value + (x - k) * slope
 
-    so that one load an element suffices. The low bits carry the slope; the value is rounded around them.
+    so that one load an element suffices. The low bits carry the slope as a signed number, which the shift (of a 32-bit
+    integer) separates from the rest; the value is rounded around them.
 
     Attributes:
         words: int32 array of shape (size,).
-        slope_bits: Number of low bits that carry the slope.
+        slope_shift: 32 less the number of low bits that carry the slope.
         value_unit: Value of one unit of the word.
         value_origin: Value of the word 0.
-        slope_unit: Slope (per grid step) of one unit of the low bits.
-        slope_origin: Slope (per grid step) of the low bits 0.
+        slope_unit: Slope (per grid step) of one unit of the shifted word.
         error: Bound on the absolute error in float32 arithmetic, range reduction included.
     """
 
     words: npt.NDArray[np.int32]
-    slope_bits: int
+    slope_shift: int
     value_unit: float
     value_origin: float
     slope_unit: float
-    slope_origin: float
     error: float
 
     @property
@@ -221,21 +220,20 @@ def packed_table(t_end: float, order: int) -> PackedTable:
 def _pack(values: FloatArray, slopes: FloatArray, slope_bits: int, error: float) -> PackedTable:
     """Quantise knots into words; ``error`` is what the knots are wrong by before that."""
     levels = 2**slope_bits
-    slope_origin = float(slopes.min())
-    slope_unit = float(slopes.max() - slope_origin) / (levels - 1)
-    codes = np.round((slopes - slope_origin) / slope_unit)
+    slope_unit = float(np.abs(slopes).max()) / (levels // 2 - 1)
+    codes = np.round(slopes / slope_unit)
     # One step of 2**slope_bits stays free at either end, so that rounding around the codes cannot overflow.
     value_unit = float(values.max() - values.min()) / (2**32 - 4 * levels)
     value_origin = float(values.min()) + (2**31 - 2 * levels) * value_unit
     words = np.round(((values - value_origin) / value_unit - codes) / levels) * levels + codes
     quantisation = value_unit * levels / 2 + slope_unit / 4
+    shift = 32 - slope_bits
     return PackedTable(
         words=words.astype(np.int32),
-        slope_bits=slope_bits,
+        slope_shift=shift,
         value_unit=value_unit,
         value_origin=value_origin,
-        slope_unit=slope_unit,
-        slope_origin=slope_origin,
+        slope_unit=slope_unit / 2**shift,
         error=error + quantisation,
     )
 

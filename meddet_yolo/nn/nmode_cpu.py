@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from meddet_yolo.nn.nmode_graph import ROUNDING_SHIFT
 from meddet_yolo.nn.nmode_tables import SIXTEEN_BIT, packed_constants, packed_words, sixteen_bit_table
 
-# Adding this to a float32 below 2**22 in magnitude rounds it to an integer, which then sits in the low mantissa bits.
-ROUNDING_SHIFT = 1.5 * 2.0**23
 # Elements of the largest piece per thread: small enough for the cache, large enough to hide the cost of a call.
 _PIECE = 200 * 1024
-# torch.index_select is the faster lookup but runs on one thread; torch.take runs on all of them.
-_THREADS_FOR_TAKE = 4
+# Up to so many threads a look-up on one of them is no slower than one shared by all.
+_THREADS_FOR_SELECT = 2
 
 
 @lru_cache(maxsize=1)
@@ -65,8 +64,20 @@ def _flat(tensor: Tensor, dims: list[int] | None) -> Tensor:
     return tensor.view(-1) if dims is None else tensor.permute(dims).view(-1)
 
 
-def _index_dtype() -> torch.dtype:
-    return torch.int64 if torch.get_num_threads() > _THREADS_FOR_TAKE else torch.int32
+def _look_up(table: Tensor, index: Tensor, out: Tensor) -> None:
+    """``out = table[index]`` for one-dimensional tensors; ``index`` is int32 and as long as ``out``.
+
+    `torch.index_select` is the fastest look-up but runs on one thread. `torch.gather` gives each thread a row; it wants
+    64-bit indices.
+    """
+    rows = torch.get_num_threads()
+    shared = len(index) // rows * rows if rows > _THREADS_FOR_SELECT else 0
+    if shared:
+        (long_index,) = _WORK.get(1, _PIECE * rows, torch.int64)
+        first = long_index[:shared].copy_(index[:shared]).view(rows, -1)
+        torch.gather(table.expand(rows, -1), 1, first, out=out[:shared].view(rows, -1))
+    if shared < len(index):
+        torch.index_select(table, 0, index[shared:], out=out[shared:])
 
 
 class _WorkBuffers(threading.local):
@@ -92,14 +103,11 @@ class _SixteenBitWalk:
 
     def __init__(self, t_end: float, order: int, length: int, dtype: torch.dtype) -> None:
         self.table = sixteen_bit_table(t_end, order, dtype, torch.device("cpu"))
-        (self.index,) = _WORK.get(1, length, _index_dtype())
+        (self.index,) = _WORK.get(1, length, torch.int32)
 
     def __call__(self, g: Tensor, out: Tensor) -> None:
         index = self.index[: len(g)].copy_(g.view(torch.int16)).add_(32768)
-        if index.dtype == torch.int64:
-            torch.take(self.table, index, out=out)
-        else:
-            torch.index_select(self.table, 0, index, out=out)
+        _look_up(self.table, index, out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +117,8 @@ class _PackedConstants:
     words: Tensor
     shift: Tensor
     period: Tensor
-    low_bits: Tensor
+    slope_shift: Tensor
     value_origin: Tensor
-    slope_origin: Tensor
     value_unit: float
     slope_unit: float
     scale: float
@@ -121,7 +128,7 @@ class _PackedConstants:
 
 @lru_cache(maxsize=64)
 def _walk_constants(t_end: float, order: int) -> _PackedConstants:
-    size, mask, value_unit, value_origin, slope_unit, slope_origin = packed_constants(t_end, order)
+    size, slope_shift, value_unit, value_origin, slope_unit = packed_constants(t_end, order)
     per_radian = size / math.pi
     scale = float(np.float32(per_radian))
     with torch.inference_mode(False):
@@ -129,9 +136,8 @@ def _walk_constants(t_end: float, order: int) -> _PackedConstants:
             words=packed_words(t_end, order, torch.device("cpu")),
             shift=torch.tensor(ROUNDING_SHIFT, dtype=torch.float32),
             period=torch.tensor(size - 1, dtype=torch.int32),
-            low_bits=torch.tensor(mask, dtype=torch.int32),
+            slope_shift=torch.tensor(slope_shift, dtype=torch.int32),
             value_origin=torch.tensor(value_origin, dtype=torch.float32),
-            slope_origin=torch.tensor(slope_origin, dtype=torch.float32),
             value_unit=value_unit,
             slope_unit=slope_unit,
             scale=scale,
@@ -147,7 +153,6 @@ class _PackedWalk:
     def __init__(self, t_end: float, order: int, length: int, dtype: torch.dtype) -> None:
         self.constants = _walk_constants(t_end, order)
         self.buffers = _WORK.get(2, length, torch.float32)
-        self.long_index = _WORK.get(1, length, torch.int64)[0] if _index_dtype() == torch.int64 else None
 
     def __call__(self, g: Tensor, out: Tensor) -> None:
         c = self.constants
@@ -159,14 +164,10 @@ class _PackedWalk:
         torch.bitwise_and(x.view(torch.int32), c.period, out=index)
         torch.sub(c.shift, x, out=x)
         x.add_(g, alpha=c.scale).add_(g, alpha=c.scale_rest)
-        if self.long_index is None:
-            torch.index_select(c.words, 0, index, out=word)
-        else:
-            torch.take(c.words, self.long_index[: len(g)].copy_(index), out=word)
-        slope.copy_(torch.bitwise_and(word, c.low_bits, out=index))
-        torch.add(c.slope_origin, slope, alpha=c.slope_unit, out=slope)
+        _look_up(c.words, index, word)
+        slope.copy_(torch.bitwise_left_shift(word, c.slope_shift, out=index))
         torch.add(c.value_origin, out.copy_(word), alpha=c.value_unit, out=out)
-        out.addcmul_(x, slope)
+        out.addcmul_(x, slope, value=c.slope_unit)
 
 
 def _is_within(g: Tensor, radius: float) -> bool:

@@ -25,16 +25,11 @@ from meddet_yolo.nn.nmode_tables import (
     untraced,
 )
 
-# Pi in two parts (Cody and Waite): multiples of the first are exact in float32 far beyond |g| of 1e4.
-PI_PARTS = (3.140625, math.pi - 3.140625)
-
-
-def _reduced(g: Tensor) -> Tensor:
-    """Subtract the nearest multiple of pi."""
-    turns = torch.round(g * (1 / math.pi))
-    for part in PI_PARTS:
-        g = g - turns * part
-    return g
+# Pi in two parts (Cody and Waite): the first has 12 bits, so that its multiples are exact in float32 up to 4,096 pi,
+# beyond |g| of 1e4; the second is so small that those of its multiples hardly need be.
+PI_PARTS = (3217 / 1024, math.pi - 3217 / 1024)
+# Adding this to a float32 below 2**22 in magnitude rounds it to an integer, which then sits in the low mantissa bits.
+ROUNDING_SHIFT = 1.5 * 2.0**23
 
 
 def pointwise(g: Tensor, t_end: float, order: int) -> Tensor:
@@ -42,13 +37,15 @@ def pointwise(g: Tensor, t_end: float, order: int) -> Tensor:
     if g.dtype in SIXTEEN_BIT:
         index = g.view(torch.int16).to(torch.int64) + 32768
         return _lookup(sixteen_bit_table(t_end, order, g.dtype, g.device), index)
-    size, mask, value_unit, value_origin, slope_unit, slope_origin = packed_constants(t_end, order)
-    x = _reduced(g) * (size / math.pi)
-    k = torch.round(x)
-    word = _lookup(packed_words(t_end, order, g.device), k.to(torch.int64) & (size - 1))
+    size, slope_shift, value_unit, value_origin, slope_unit = packed_constants(t_end, order)
+    per_radian = size / math.pi
+    turns = torch.round(g * (1 / math.pi))
+    x = (g - turns * PI_PARTS[0]) * per_radian - turns * (PI_PARTS[1] * per_radian)
+    # The index comes from the bits of the rounded number, which is cheaper than a conversion.
+    index = ((x + ROUNDING_SHIFT).view(torch.int32) & (size - 1)).to(torch.int64)
+    word = _lookup(packed_words(t_end, order, g.device), index)
     value = word.to(g.dtype) * value_unit + value_origin
-    slope = (word & mask).to(g.dtype) * slope_unit + slope_origin
-    return value + (x - k) * slope
+    return value + (x - torch.round(x)) * slope_unit * (word << slope_shift).to(g.dtype)
 
 
 def _lookup(table: Tensor, index: Tensor) -> Tensor:

@@ -51,11 +51,10 @@ def packed_words(t_end: float, order: int, device: torch.device) -> Tensor:
 
 
 @torch.compiler.assume_constant_result
-def packed_constants(t_end: float, order: int) -> tuple[int, int, float, float, float, float]:
-    """Size, slope mask, value unit, value origin, slope unit and slope origin of the packed table."""
+def packed_constants(t_end: float, order: int) -> tuple[int, int, float, float, float]:
+    """Size, slope shift, value unit, value origin and slope unit of the packed table."""
     table = packed_table(t_end, order)
-    mask = 2**table.slope_bits - 1
-    return table.size, mask, table.value_unit, table.value_origin, table.slope_unit, table.slope_origin
+    return table.size, table.slope_shift, table.value_unit, table.value_origin, table.slope_unit
 
 
 @torch.compiler.assume_constant_result

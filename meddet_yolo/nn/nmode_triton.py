@@ -13,8 +13,7 @@ import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
 from torch import Tensor
 
-from meddet_yolo.nn.nmode_cpu import ROUNDING_SHIFT
-from meddet_yolo.nn.nmode_graph import PI_PARTS
+from meddet_yolo.nn.nmode_graph import PI_PARTS, ROUNDING_SHIFT
 from meddet_yolo.nn.nmode_tables import packed_constants, packed_words, sixteen_bit_table
 
 _BLOCK = 1024
@@ -39,10 +38,9 @@ def _packed_kernel(  # type: ignore[no-untyped-def]
     value_unit,
     value_origin,
     slope_unit,
-    slope_origin,
     per_radian,
     SIZE: tl.constexpr,
-    MASK: tl.constexpr,
+    SLOPE_SHIFT: tl.constexpr,
     SCALED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -56,7 +54,7 @@ def _packed_kernel(  # type: ignore[no-untyped-def]
     index = tl.where(tl.abs(k) <= SIZE, k, 0.0).to(tl.int32) & (SIZE - 1)
     word = tl.load(words_ptr + index)
     value = word.to(tl.float32) * value_unit + value_origin
-    slope = (word & MASK).to(tl.float32) * slope_unit + slope_origin
+    slope = (word << SLOPE_SHIFT).to(tl.float32) * slope_unit
     result = value + (x - k) * slope
     if SCALED:
         result = result * tl.load(scale_ptr + offset, mask=inside, other=0.0)
@@ -101,10 +99,10 @@ def launch(g: Tensor, t_end: float, order: int, scale: Tensor | None) -> Tensor:
     factor = g if scale is None else scale
     with torch.cuda.device_of(g):
         if g.dtype == torch.float32:
-            size, mask, *units = packed_constants(t_end, order)
+            size, slope_shift, *units = packed_constants(t_end, order)
             words = packed_words(t_end, order, g.device)
             arguments = (g, words, factor, out, length, *units, size / math.pi)
-            _packed_kernel[grid](*arguments, SIZE=size, MASK=mask, SCALED=scale is not None, BLOCK=_BLOCK)
+            _packed_kernel[grid](*arguments, SIZE=size, SLOPE_SHIFT=slope_shift, SCALED=scale is not None, BLOCK=_BLOCK)
         else:
             table = sixteen_bit_table(t_end, order, g.dtype, g.device)
             arguments = (g.view(torch.int16), table, factor, out, length)
