@@ -107,7 +107,8 @@ def rows(candidates: list[Candidate], measured: dict[str, Measurement], imgsz: i
         row |= {"img/s": found.count * candidate.batch / found.seconds}
         if found.joules is not None:
             row |= {"J/img": found.joules / (found.count * candidate.batch)}
-        row |= {"GFLOPs": candidate.source.gflops(imgsz), "M parameters": (candidate.source.parameters or 0) / 1e6}
+        parameters = candidate.source.parameters
+        row |= {"GFLOPs": candidate.source.gflops(imgsz), "M parameters": parameters / 1e6 if parameters else None}
         table.append(row)
     return table
 

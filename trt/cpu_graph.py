@@ -2,8 +2,8 @@
 
 Its convolutions keep channels in blocks, a layout that Split does not know: before every Split a tensor is reordered,
 and again behind it. YOLO's C2f, C3k2 and C2PSA blocks begin with a convolution whose output is split in two. Two
-convolutions of half the channels do the same and need no Split. Our own decision, by measurement: 5 % of yolo26n's time
-on a CPU with AVX-512; OpenVINO is indifferent to it.
+convolutions of half the channels do the same and need no Split. Our own decision, by measurement: 5 to 7 % of yolo26n's
+time on a CPU with AVX-512; OpenVINO is indifferent to it.
 """
 
 from __future__ import annotations
