@@ -338,16 +338,19 @@ def test_phantom_draws_a_data_set(tmp_path, capsys):
 # The whole way, as a user takes it
 
 
-def meddet(*args: str, cwd: Path, **options) -> subprocess.Popen:
-    """Start the installed command."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "meddet_yolo.cli", *args],
-        cwd=cwd,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **options,
-    )
+def meddet(*args: str, cwd: Path) -> subprocess.Popen:
+    """Start the command; it can be interrupted even where these tests cannot, as in a shell's background."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child would inherit that it is ignored
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "meddet_yolo.cli", *args],
+            cwd=cwd,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @pytest.mark.slow
