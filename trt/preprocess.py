@@ -48,15 +48,25 @@ class Letterbox:
         return np.clip(result, 0, np.array([width, height] * 2, np.float32))
 
 
-def fit_letterbox(image_shape: tuple[int, int], input_shape: tuple[int, int]) -> Letterbox:
+def fit_letterbox(
+    image_shape: tuple[int, int], input_shape: tuple[int, int], limit: tuple[int, int] | None = None
+) -> Letterbox:
     """Return how an image of (H, W) is centred in an input of (H, W) with its aspect ratio kept.
+
+    Args:
+        image_shape: (H, W) of the image.
+        input_shape: (H, W) of the network's input.
+        limit: What the image is resized to fit, if that is not the input itself. The input must hold the resized image,
+            as that of `smallest_shape` does; its sides are rounded, so that fitting the input could be another size.
 
     Examples:
         >>> fit_letterbox((481, 641), (512, 512))
         Letterbox(image_shape=(481, 641), input_shape=(512, 512), inner_shape=(384, 512), top=64, left=0)
+        >>> [fit_letterbox((133, 330), (64, 160), limit).inner_shape for limit in (None, (160, 160))]
+        [(64, 159), (64, 160)]
     """
     (height, width), (rows, columns) = image_shape, input_shape
-    gain = min(rows / height, columns / width)
+    gain = min(edge / side for edge, side in zip(limit or input_shape, image_shape, strict=True))
     inner = max(round(height * gain), 1), max(round(width * gain), 1)
     # Half a pixel of padding goes to the bottom and the right.
     top, left = round((rows - inner[0]) / 2 - 0.1), round((columns - inner[1]) / 2 - 0.1)
@@ -123,6 +133,7 @@ def preprocess(
     images: Sequence[NDArray[np.uint8]],
     input_shape: tuple[int, int],
     *,
+    limit: tuple[int, int] | None = None,
     channels: int = 3,
     out: NDArray[np.floating] | None = None,
     dtype: type[np.floating] = np.float32,
@@ -132,6 +143,7 @@ def preprocess(
     Args:
         images: B arrays (H, W), (H, W, 1) or (H, W, 3) of uint8, colours in OpenCV's order BGR; sizes may differ.
         input_shape: (H, W) of the network's input.
+        limit: As in `fit_letterbox`.
         channels: What the network takes.
         out: Where to write, (B, channels, H, W) or more images; page-locked memory saves a copy.
         dtype: Of the result where `out` is not given.
@@ -158,7 +170,7 @@ def preprocess(
     boxes = []
     for slot, image in zip(out, images, strict=False):
         image = as_model_image(image, channels)
-        box = fit_letterbox(image.shape[:2], input_shape)
+        box = fit_letterbox(image.shape[:2], input_shape, limit)
         planes = cv2.split(letterbox(image, box))
         # Plane by plane, contiguous to contiguous: several times faster than one transposed assignment.
         for target, plane in zip(slot, reversed(planes) if channels == 3 else planes, strict=True):

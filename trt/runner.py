@@ -137,7 +137,7 @@ class Runner:
         low = self.session.limits[0]
         shape = (max(len(images), low[0]), self.channels, *size)  # a static batch runs whole, whatever it holds
         buffer = self.session.buffer(shape)
-        _, boxes = preprocess(images, size, channels=self.channels, out=buffer)
+        _, boxes = preprocess(images, size, limit=self.imgsz, channels=self.channels, out=buffer)
         marks.append(time.perf_counter())
         output = self.session.run(shape)[0]
         marks.append(time.perf_counter())

@@ -128,6 +128,9 @@ def test_dynamic_shapes_take_no_needless_padding(exported, images):
         runner(images[1])
         runner([images[1], images[0]])
         assert seen == [(1, 3, 160, 96), (2, 3, 160, 160)]
+        runner(np.full((133, 330, 3), 255, np.uint8))  # 64.5 rows, of which 64 ask for another scale than 160 columns
+        assert seen[-1] == (1, 3, 64, 160)
+        assert (runner.session.buffer(seen[-1]) == 1).all()
 
 
 def test_several_images_give_what_each_gives_alone(exported, images):
