@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -166,13 +167,16 @@ def ultralytics_export(model: Model, folder: Path, form: str, arguments: dict[st
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Ultralytics from announcing files that are about to be moved."""
+    """Keep Ultralytics from announcing files that are about to be moved, and PyTorch from warning of its own tracer."""
     from ultralytics.utils import LOGGER as THEIRS
 
     level = THEIRS.level
     THEIRS.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            for category in (DeprecationWarning, FutureWarning):  # advice to Ultralytics, not to our user
+                warnings.simplefilter("ignore", category)
+            yield
     finally:
         THEIRS.setLevel(level)
 
