@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from meddet_yolo.nn.nmode_closed import packed_table
 from meddet_yolo.nn.nmode_eval import evaluate, evaluate_scaled
@@ -71,7 +72,8 @@ def nmode2(g: Tensor, t_end: float = 1.0) -> Tensor:
             f"Expected t_end to be a number but got {type(t_end).__name__}; "
             "a learned t_end needs integrate_nmode2(g, t_end=...)."
         )
-    if torch.jit.is_tracing():  # the tracer and the ONNX exporter see ordinary differentiable operations
+    # The tracer and the ONNX exporter see ordinary differentiable operations; without derivatives, no record is needed.
+    if torch.jit.is_tracing() or not (torch.compiler.is_compiling() or _is_differentiated(g)):
         return evaluate(g, float(t_end), 0)
     result: Tensor = _ClosedFormFunction.apply(g, float(t_end), 0)
     return result
@@ -277,6 +279,12 @@ class NmODE2(nn.Module):
             self.conv = nn.utils.fuse_conv_bn_eval(self.conv.eval(), self.bn.eval())
             self.bn = nn.Identity()
         return self
+
+
+def _is_differentiated(g: Tensor) -> bool:
+    """Whether an operation on g can be part of a derivative, backward or forward."""
+    forward = getattr(forward_ad, "_current_level", 0) >= 0
+    return forward or (g.requires_grad and torch.is_grad_enabled())
 
 
 def _check_state(g: Tensor) -> None:

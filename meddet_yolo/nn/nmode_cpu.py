@@ -33,22 +33,23 @@ def evaluate_on_cpu(g: Tensor, t_end: float, order: int, scale: Tensor | None) -
     if torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             return evaluate_on_cpu(g, t_end, order, scale)
-    with torch.no_grad():
-        g, dims = _dense(g.detach())
-        out = torch.empty_like(g)
-        if scale is not None and scale.stride() != g.stride():
+    g, dims = _dense(g.detach())  # what follows has no part in autograd, since none of its tensors requires a gradient
+    out = torch.empty_like(g)
+    if scale is not None:
+        scale = scale.detach()
+        if scale.stride() != g.stride():
             scale = torch.empty_like(g).copy_(scale)
-        piece = _PIECE * torch.get_num_threads()
-        walk = _SixteenBitWalk if g.dtype in SIXTEEN_BIT else _PackedWalk
-        step: _SixteenBitWalk | _PackedWalk = walk(t_end, order, piece, g.dtype)
-        source, target = _flat(g, dims), _flat(out, dims)
-        factor = None if scale is None else _flat(scale.detach(), dims)
-        even = math.ceil(g.numel() / max(1, math.ceil(g.numel() / piece)))
-        for start in range(0, g.numel(), max(1, even)):
-            part = slice(start, start + even)
-            step(source[part], target[part])
-            if factor is not None:
-                target[part].mul_(factor[part])
+    piece = _PIECE * torch.get_num_threads()
+    walk = _SixteenBitWalk if g.dtype in SIXTEEN_BIT else _PackedWalk
+    step: _SixteenBitWalk | _PackedWalk = walk(t_end, order, piece, g.dtype)
+    source, target = _flat(g, dims), _flat(out, dims)
+    factor = None if scale is None else _flat(scale, dims)
+    even = math.ceil(g.numel() / max(1, math.ceil(g.numel() / piece)))
+    for start in range(0, g.numel(), max(1, even)):
+        part = slice(start, start + even)
+        step(source[part], target[part])
+        if factor is not None:
+            target[part].mul_(factor[part])
     return out
 
 

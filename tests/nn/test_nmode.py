@@ -239,3 +239,20 @@ def test_representation_names_the_options():
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_forward_derivative_is_refused_not_lost():
+    forward_ad = torch.autograd.forward_ad
+    g = torch.linspace(-1, 1, 5)
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(g, torch.ones_like(g))
+        with pytest.raises(NotImplementedError, match="jvp"):
+            nmode2(dual)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_what_needs_no_gradient_leaves_no_record(grad):
+    g = torch.linspace(-1, 1, 5)
+    with torch.set_grad_enabled(grad):
+        assert nmode2(g).grad_fn is None
+        assert (nmode2(g.clone().requires_grad_()).grad_fn is not None) == grad
