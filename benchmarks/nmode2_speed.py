@@ -2,7 +2,9 @@
 
 Forward, and forward + backward, of nmODE² (closed form, four unrolled RK4 steps, torchdiffeq's rk4 with four steps and
 dopri5 at rtol = atol = 1e-3), SiLU and GELU on the same tensor, in turn; eager, and under torch.compile where that
-makes sense. Peak extra memory is the growth of the process during one call, in units of the input tensor (Linux).
+makes sense. In its turn each is called once, with the caches as those before have left them (dopri5 with its dozens of
+tensors last); on the small tensor, which fits the caches, a second time with a call before that is not counted. Peak
+extra memory is the growth of the process during one call, in units of the input tensor (Linux).
 
     python benchmarks/nmode2_speed.py --threads 2
 """
@@ -109,10 +111,13 @@ def main() -> None:
     for shape in SHAPES:
         g = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
         for mode, wrap in (("forward", forward), ("forward + backward", forward_backward)):
-            for compiled in (False, True)[: 1 if args.no_compile else 2]:
+            for compiled, settle in ((False, 0), (False, 1), (True, 0)):
+                if (compiled and args.no_compile) or (settle and shape[0] > 1):
+                    continue
                 calls = {name: wrap(function, g) for name, function in candidates(compiled).items()}
-                times = interleave(calls, args.rounds, args.clock)
+                times = interleave(calls, args.rounds, args.clock, settle=settle)
                 caption = f"{shape}, {mode}, {'torch.compile' if compiled else 'eager'}"
+                caption += ", settled in" if settle else ""
                 print(caption, file=sys.stderr, flush=True)
                 tables[caption] = [
                     {
@@ -123,7 +128,8 @@ def main() -> None:
                     }
                     for name in calls
                 ]
-                measured.append((tables[caption], calls, g.numel() * g.element_size()))
+                if not settle:
+                    measured.append((tables[caption], calls, g.numel() * g.element_size()))
     if sys.platform == "linux":  # last, because it slows allocation down
         for rows, calls, unit in measured:
             for row, call in zip(rows, calls.values(), strict=True):

@@ -22,11 +22,12 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], object]], rounds: int, clock: str = "wall", warmup: int = 2
+    calls: Mapping[str, Callable[[], object]], rounds: int, clock: str = "wall", warmup: int = 2, settle: int = 0
 ) -> dict[str, list[float]]:
     """Time every call once a round, so that a drifting machine hits all alike; milliseconds per call.
 
-    The clock "cpu" counts CPU time of the process, for one thread on a machine that is busy with other work.
+    The clock "cpu" counts CPU time of the process, for one thread on a machine that is busy with other work. In its
+    turn a call finds the caches as those before left them, unless it may settle in by calls that are not counted.
     """
     now = CLOCKS[clock]
     for call in calls.values():
@@ -35,6 +36,8 @@ def interleave(
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            for _ in range(settle):
+                call()
             start = now()
             call()
             times[name].append((now() - start) * 1e3)
