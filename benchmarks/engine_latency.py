@@ -31,6 +31,11 @@ MODELS = ("meddet-n.yaml", "yolo26n.yaml", "meddet-gfl-mobilenetv2.yaml", "gfl-r
 PACKAGES = ("torch", "ultralytics", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 CLASSES = 2  # as in the paper
 STOCK = "yolo26n"
+STOCK_FORMS = {  # what Ultralytics' exporter makes for a back end, and how its file's name ends
+    "onnxruntime": ("onnx", ".onnx"),
+    "openvino": ("openvino", "_openvino_model"),
+    "tensorrt": ("engine", ".engine"),
+}
 COMPARED = (  # what, against what, what we want, what the paper has
     ("gfl-resnet50", "meddet-n", "at least 10", ""),
     ("gfl-resnet50", "meddet-gfl-mobilenetv2", "", "5.08"),
@@ -67,9 +72,7 @@ def add_stock(candidates: list[Candidate], workshop: Workshop, backend: str, arg
     """Add the stock model as Ultralytics' own exporter makes it, run by the same runner."""
     from ultralytics import YOLO
 
-    form, suffix = {"onnxruntime": ("onnx", ".onnx"), "tensorrt": ("engine", ".engine")}.get(
-        backend, ("openvino", "_openvino_model")
-    )
+    form, suffix = STOCK_FORMS[backend]
     half = backend == "tensorrt" and "fp16" in args.precision
     file = workshop.folder / f"{STOCK}-ultralytics-{args.imgsz}-b{args.batch}{suffix}"
     if not file.exists():
@@ -159,7 +162,7 @@ def main() -> None:
         workshop = Workshop(folder, threads=args.threads)
         candidates, absent = make(workshop, args)
         for backend in args.backends if not args.no_stock else ():
-            if backend not in ("onnxruntime", "openvino", "tensorrt") or workshop.unavailable(backend):
+            if backend not in STOCK_FORMS or workshop.unavailable(backend):
                 continue
             try:
                 add_stock(candidates, workshop, backend, args)

@@ -55,11 +55,9 @@ def split_convolutions(model: Any) -> int:
     constants |= {
         n.output[0]: a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"
     }
-    matches = _matches(graph, {name: numpy_helper.to_array(constants[name]) for name in _size_names(graph, constants)})
-    replacements: dict[int, list[Any]] = {}
+    matches = _matches(graph, constants)
+    replacements: dict[int, list[Any]] = {}  # by identity: `matches` keeps the nodes alive
     for match in matches:
-        if any(name not in constants for name in match.conv.input[1:]):
-            continue
         parts = [_slices(numpy_helper.to_array(constants[name]), match.sizes) for name in match.conv.input[1:]]
         for node in (match.conv, *match.activation):
             replacements[id(node)] = []
@@ -67,30 +65,28 @@ def split_convolutions(model: Any) -> int:
             node for k in range(len(match.sizes)) for node in _part(graph, match, k, [p[k] for p in parts])
         ]
     nodes = [new for node in graph.node for new in replacements.get(id(node), [node])]
-    count = sum(bool(new) for new in replacements.values())
     del graph.node[:]
     graph.node.extend(nodes)
     _drop_unused(graph)
-    return count
+    return len(matches)
 
 
-def _size_names(graph: Any, constants: dict[str, Any]) -> list[str]:
-    return [n.input[1] for n in graph.node if n.op_type == "Split" and len(n.input) > 1 and n.input[1] in constants]
-
-
-def _matches(graph: Any, sizes: dict[str, Any]) -> list[_Match]:
+def _matches(graph: Any, constants: dict[str, Any]) -> list[_Match]:
+    to_array = require("onnx").numpy_helper.to_array
     producers = {output: node for node in graph.node for output in node.output}
     uses = Counter(name for node in graph.node for name in node.input) + Counter(o.name for o in graph.output)
     found = []
     for split in graph.node:
-        if split.op_type != "Split" or _attribute(split, "axis", 0) != 1 or split.input[1:2] == []:
+        if split.op_type != "Split" or _attribute(split, "axis", 0) != 1:
             continue
-        parts = sizes.get(split.input[1])
         conv, activation = _activated_convolution(split.input[0], producers, uses)
-        if parts is None or conv is None or _attribute(conv, "group", 1) != 1:
+        if conv is None or _attribute(conv, "group", 1) != 1 or len(split.input) < 2:
             continue
-        if all(int(part) % _BLOCK == 0 for part in parts):
-            found.append(_Match(conv, activation, split, [int(part) for part in parts]))
+        if any(name not in constants for name in (*conv.input[1:], split.input[1])):
+            continue
+        sizes = [int(size) for size in to_array(constants[split.input[1]])]
+        if all(size % _BLOCK == 0 for size in sizes):
+            found.append(_Match(conv, activation, split, sizes))
     return found
 
 

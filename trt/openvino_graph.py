@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ def rewrite_file(xml: Path, half: bool) -> int:
     del model  # it maps the old weights into memory
     for file in folder.iterdir():
         file.replace(xml.parent / file.name)
-    shutil.rmtree(folder)
+    folder.rmdir()
     return count
 
 
