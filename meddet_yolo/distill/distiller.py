@@ -284,8 +284,8 @@ class MedDetDistiller(nn.Module):
 
 def _distance(student: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
     """Return the mean squared difference of two standardised maps (B, C, H, W); `weights` (B, H, W) of positions."""
-    if weights is None:  # both have mean square 1, so this is their correlation in disguise, at half the passes
-        return 2 - 2 * (student * target).mean()
+    if weights is None:  # not 2 (1 - r): a channel that is dead on both sides has no correlation, and is no difference
+        return F.mse_loss(student, target)
     return ((student - target).square().mean(dim=1) * weights).sum()
 
 

@@ -192,6 +192,25 @@ def test_l_dist_is_the_squared_error_of_standardised_maps(fusion):
     assert distiller(student, teachers)["dist"].item() == pytest.approx(sum(expected) / len(expected), abs=1e-4)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_dead_channels_are_not_unrelated(share):
+    distiller = build([[6, 8]], guard="detection", foreground_weight=share)  # compares the maps as they are
+    for level in distiller.align:
+        for align in level:
+            align.forward = lambda x, size: x
+    for fusion in distiller.fusion:
+        fusion.forward = lambda maps: maps[0]
+    student = pyramid(STUDENT)
+    for x in student.feats:
+        x[:, ::2] = 3.0
+    batch = {"bboxes": torch.tensor([[0.25, 0.25, 0.5, 0.5]] * 2), "batch_idx": torch.tensor([0.0, 1.0])}
+    same = [DetectorOutput([x.clone() for x in student.feats])]
+    assert distiller(student, same, batch, detection_loss=head_loss)["dist"].item() == pytest.approx(0, abs=1e-4)
+    dead = [DetectorOutput([torch.ones_like(x) for x in student.feats])]  # the other half differs now, by 1 each
+    plain = distiller(student, dead, batch, detection_loss=head_loss)["dist"].item()
+    assert plain == pytest.approx(0.5, abs=0.1 if share else 1e-4)
+
+
 def test_equal_foreground_and_background_share_is_the_plain_form():
     student, teachers = inputs(grad=False)
     everywhere = {"bboxes": torch.tensor([[0.5, 0.5, 1.0, 1.0]] * 2), "batch_idx": torch.tensor([0.0, 1.0])}
