@@ -295,7 +295,7 @@ class DistillTrainer(DetectionTrainer):
         self._levels, self._student_strides = [], strides
         for teacher in self.teachers:
             try:
-                self._levels.append(match_levels(strides, teacher.strides))
+                self._levels.append(match_levels(strides, teacher.strides_at(self.args.imgsz)))
             except ValueError as error:
                 raise ValueError(f"Teacher {teacher.name}: {error}") from error
             teacher.to(self.device)
@@ -309,7 +309,8 @@ class DistillTrainer(DetectionTrainer):
                 dist.broadcast(tensor.data, src=0)
         if RANK in {-1, 0}:
             for teacher, levels in zip(self.teachers, self._levels, strict=True):
-                maps = ", ".join(f"{teacher.channels[i]}@/{teacher.strides[i]:g}" for i in levels)
+                seen = teacher.strides_at(self.args.imgsz)
+                maps = ", ".join(f"{teacher.channels[i]}@/{seen[i]:g}" for i in levels)
                 LOGGER.info(f"{colorstr('teacher:')} {teacher.name} ({maps})")
         return distiller
 

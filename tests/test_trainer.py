@@ -498,3 +498,19 @@ def test_levels_that_cannot_be_matched(settings: Settings, tmp_path: Path) -> No
     head.f, head.nl = head.f[-1:], 1  # only the level of stride 64
     torch.save({"model": model.half(), "train_args": {}}, path)
     refused(settings, ValueError, "strides", teachers=[str(path)])
+
+
+@pytest.mark.parametrize(("size", "levels"), [(None, [0, 1, 2]), (128, [1, 2, 2]), (32, [0, 0, 1])])
+def test_levels_are_matched_at_the_teachers_own_size(
+    settings: Settings, teachers: list[str], size: int | None, levels: list[int]
+) -> None:
+    trainer = prepared(settings, teachers=teachers[0], teacher_imgsz=size)
+    assert trainer._levels == [levels]
+    assert [m.shape[1] for m in first_batch(trainer)["teacher_feats"][0]] == [
+        trainer.teachers[0].channels[i] for i in levels
+    ]
+
+
+def test_another_teacher_size_is_a_remedy(settings: Settings, teachers: list[str]) -> None:
+    refused(settings, ValueError, "no counterpart.*teacher_imgsz", teachers=teachers[0], teacher_imgsz=256)
+    prepared(settings, teachers=teachers[0], teacher_imgsz=128)

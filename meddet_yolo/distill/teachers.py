@@ -139,11 +139,12 @@ class Teacher:
     Args:
         model: Any Ultralytics detection model (YOLOv5u to YOLO26, RT-DETR, ours), trained.
         name: What to call it in messages, e.g. its file.
-        imgsz: Input size in pixels of the longer image side; None takes the student's images as they are.
+        imgsz: Input size in pixels of the longer image side; None takes the student's images in their own size. Either
+            is rounded up to what the teacher's coarsest stride divides.
 
     Attributes:
         channels: Channels of the neck maps, fine to coarse.
-        strides: Their strides in pixels of the teacher's input.
+        strides: Their strides in pixels of the teacher's input; `strides_at` has them in pixels of the student's.
         names: Class names by index.
 
     Raises:
@@ -172,9 +173,10 @@ class Teacher:
         self.name = name
         self.imgsz = imgsz
         self.names: dict[int, str] = dict(getattr(model, "names", {}))
-        self._multiple = int(torch.as_tensor(getattr(model, "stride", 32.0)).max())  # that the input's sides must be of
         self.image_channels = _input_channels(copied)
         self.channels, self.strides = probe_neck(copied)
+        own = int(torch.as_tensor(getattr(model, "stride", 32.0)).max())  # may exceed that of the maps its head reads
+        self._multiple = max(own, math.ceil(max(self.strides)))  # that the input's sides must be of
         self.layers, self._taps = _split_head(copied)
         self.layers = self.layers.eval().to(memory_format=torch.channels_last)
 
@@ -183,17 +185,39 @@ class Teacher:
         self.layers.to(device)
         return self
 
-    def _resize(self, images: Tensor) -> Tensor:
-        """Scale images (B, C, H, W) so that the longer side is `imgsz`, rounded to the coarsest stride."""
-        if self.imgsz is None:
-            return images
+    def strides_at(self, imgsz: int) -> list[float]:
+        """Return the strides of the neck maps in pixels of the student's input, as `match_levels` compares them.
+
+        Args:
+            imgsz: Side of the student's square input in pixels.
+
+        Examples:
+            >>> from ultralytics.nn.tasks import DetectionModel
+            >>> Teacher(DetectionModel("yolo11n.yaml", nc=2, verbose=False), imgsz=128).strides_at(64)
+            [4.0, 8.0, 16.0]
+        """
+        side, _ = self._input_size(imgsz, imgsz)
+        return [stride * imgsz / side for stride in self.strides]
+
+    def _input_size(self, height: int, width: int) -> list[int]:
+        """Return the height and width that images are scaled to: the longer `imgsz`, both multiples of the stride."""
+        scale = 1.0 if self.imgsz is None else self.imgsz / max(height, width)
         stride = self._multiple
+        return [max(stride, math.ceil(side * scale / stride - 1e-6) * stride) for side in (height, width)]
+
+    def _resize(self, images: Tensor) -> Tensor:
+        """Scale images (B, C, H, W) to the teacher's input size.
+
+        Sides that its coarsest stride does not divide are stretched, not padded, so that its maps cover what the
+        student's cover.
+        """
         height, width = images.shape[-2:]
-        scale = self.imgsz / max(height, width)
-        size = [max(stride, math.ceil(side * scale / stride - 1e-6) * stride) for side in (height, width)]
+        size = self._input_size(height, width)
         if size == [height, width]:
             return images
-        return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=scale < 1)
+        return F.interpolate(
+            images, size=size, mode="bilinear", align_corners=False, antialias=min(size) < min(height, width)
+        )
 
     def _match_channels(self, images: Tensor) -> Tensor:
         """Turn grey images into colour or colour into grey where the teacher was trained on the other."""

@@ -74,6 +74,31 @@ def test_a_teacher_sees_its_own_input_size() -> None:
     assert [tuple(f.shape[-2:]) for f in small(torch.rand(1, 3, 64, 64)).feats] == [(4, 4), (2, 2), (1, 1)]
 
 
+@pytest.mark.parametrize(("height", "width"), [(96, 96), (96, 128), (32, 160)])
+def test_sides_are_made_multiples_of_the_coarsest_stride(height: int, width: int) -> None:
+    teacher = Teacher(detector("yolov8n-p6"))  # of stride 64, as no student need be
+    sizes = [tuple(f.shape[-2:]) for f in teacher(torch.rand(1, 3, height, width)).feats]
+    rows, columns = -(-height // 64), -(-width // 64)
+    assert sizes == [(rows * scale, columns * scale) for scale in (8, 4, 2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "imgsz", "strides"),
+    [
+        ("yolo11n", None, [8, 16, 32]),
+        ("yolo11n", 192, [4, 8, 16]),
+        ("yolo11n", 64, [12, 24, 48]),
+        ("yolo11n", 65, [8, 16, 32]),  # rounded up to 96
+        ("yolov8n-p6", None, [6, 12, 24, 48]),  # 96 rounded up to 128
+    ],
+)
+def test_strides_in_pixels_of_the_students_input(name: str, imgsz: int | None, strides: list[float]) -> None:
+    teacher = Teacher(detector(name), imgsz=imgsz)
+    assert teacher.strides_at(96) == strides
+    maps = teacher(torch.rand(1, 3, 96, 96)).feats
+    assert [96 / m.shape[-1] for m in maps] == strides
+
+
 def test_resizing_keeps_what_is_seen() -> None:
     image = torch.zeros(1, 3, 64, 64)
     image[..., :32] = 1.0
