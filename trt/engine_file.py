@@ -112,7 +112,9 @@ def write_sidecar(engine: str | Path, metadata: Mapping[str, Any]) -> Path:
     return path
 
 
-def read_engine(path: str | Path, *, verify: bool = True) -> EngineFile:
+def read_engine(
+    path: str | Path, *, verify: bool = True, expected_sha256: str | None = None, vouched: bool = False
+) -> EngineFile:
     """Read an engine file.
 
     An engine is code that runs on the GPU: load only files from a source you trust. The hash in the sidecar tells a
@@ -121,6 +123,8 @@ def read_engine(path: str | Path, *, verify: bool = True) -> EngineFile:
     Args:
         path: The engine file.
         verify: Whether to compare the file with the SHA-256 in its sidecar, where there is one.
+        expected_sha256: Hash that you know from a safe place; compared instead of the sidecar's.
+        vouched: Whether to refuse a file that neither a sidecar nor `expected_sha256` vouches for.
 
     Returns:
         Metadata and plan.
@@ -128,12 +132,16 @@ def read_engine(path: str | Path, *, verify: bool = True) -> EngineFile:
     Raises:
         FileNotFoundError: If there is no such file.
         EngineFileError: If the file has no header (an engine written by trtexec, or no engine at all), is cut off, or
-            differs from its sidecar.
+            differs from its sidecar, or is empty.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"engine {path}: no such file")
-    data = path.read_bytes()
+    data = path.read_bytes()  # once: what is hashed below is what is returned
+    if not data:
+        raise EngineFileError(f"engine {path} is empty: writing it was interrupted; export it again")
+    if verify:
+        _verify(path, data, expected_sha256, vouched)
     size = int.from_bytes(data[:_LENGTH_BYTES], "little", signed=True)
     if len(data) < _LENGTH_BYTES or not 0 < size <= len(data) - _LENGTH_BYTES:
         raise EngineFileError(
@@ -149,8 +157,6 @@ def read_engine(path: str | Path, *, verify: bool = True) -> EngineFile:
         raise EngineFileError(f"engine {path}: its header must be a JSON object, got a {type(metadata).__name__}")
     if len(data) == body:
         raise EngineFileError(f"engine {path} ends after its header: the file was cut off; export it again")
-    if verify:
-        _verify(path, data)
     if isinstance(metadata.get("names"), dict):
         metadata["names"] = {int(k): v for k, v in metadata["names"].items()}
     return EngineFile(metadata, data[body:])
@@ -174,12 +180,21 @@ def read_sidecar(engine: str | Path) -> dict[str, Any]:
     return content
 
 
-def _verify(path: Path, data: bytes) -> None:
-    """Compare a file's content with the hash in its sidecar."""
+def _verify(path: Path, data: bytes, known: str | None, vouched: bool) -> None:
+    """Compare a file's content with a known hash, or else with the one in its sidecar."""
+    found = hashlib.sha256(data).hexdigest()
+    if known is not None:
+        if found != known.lower():
+            raise EngineFileError(f"engine {path} has the SHA-256 {found}, expected {known}: it is another file")
+        return
     expected = read_sidecar(path).get("sha256")
+    if expected is None and vouched:
+        raise EngineFileError(
+            f"engine {path} has no {sidecar_path(path).name} with its hash beside it, and an engine is code that runs "
+            "here: copy that file too, or pass trust=True if you made the engine yourself"
+        )
     if expected is None:
         return
-    found = hashlib.sha256(data).hexdigest()
     if found != expected:
         raise EngineFileError(
             f"engine {path} is not the file that {sidecar_path(path).name} describes (SHA-256 {found[:12]}..., "

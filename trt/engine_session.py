@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from meddet_yolo.trt.backends import Backend, BuildLog, load_backend, make_logger
 from meddet_yolo.trt.cuda_api import Cuda, CudaError, open_cuda
-from meddet_yolo.trt.engine_file import EngineFileError, read_engine, read_sidecar, sha256, sidecar_path
+from meddet_yolo.trt.engine_file import read_engine
 
 __all__ = ["EngineSession", "IncompatibleEngineError"]
 
@@ -74,8 +74,7 @@ class EngineSession:
         backend: Backend | None = None,
     ) -> None:
         self.path = Path(path)
-        _check_trust(self.path, trust, expected_sha256)
-        file = read_engine(self.path, verify=expected_sha256 is None)
+        file = read_engine(self.path, expected_sha256=expected_sha256, vouched=not trust)
         self.metadata = file.metadata
         backend = backend or load_backend(str(self.metadata.get("meddet_runtime") or "tensorrt"))
         _check_version(self.path, self.metadata, backend)
@@ -268,21 +267,6 @@ class EngineSession:
             for name in ("_context", "_engine", "_runtime"):  # in this order: each needs the next
                 setattr(self, name, None)
         self._cuda.close()
-
-
-def _check_trust(path: Path, trust: bool, expected: str | None) -> None:
-    """Refuse an engine that nobody vouches for, before any of it is read as code."""
-    if not path.is_file():
-        raise FileNotFoundError(f"engine {path}: no such file")
-    if expected is not None:
-        found = sha256(path)
-        if found != expected.lower():
-            raise EngineFileError(f"engine {path} has the SHA-256 {found}, expected {expected}: it is another file")
-    elif not trust and "sha256" not in read_sidecar(path):
-        raise EngineFileError(
-            f"engine {path} has no {sidecar_path(path).name} with its hash beside it, and an engine is code that runs "
-            "here: copy that file too, or pass trust=True if you made the engine yourself"
-        )
 
 
 def _check_version(path: Path, metadata: dict[str, Any], backend: Backend) -> None:

@@ -96,7 +96,7 @@ def test_a_changed_engine_is_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no metadata header"),
+        (b"", "is empty"),
         (b"\x01\x00", "no metadata header"),
         (b"ptrt" + b"\x00" * 100, "no metadata header"),
         ((200).to_bytes(4, "little") + b"{}", "no metadata header"),

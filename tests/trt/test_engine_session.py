@@ -1,12 +1,15 @@
 """The engine session on a fake GPU: buffers, order, graphs, shapes and every error; and that the fake is faithful."""
 
 import inspect
+import io
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import TensorProto
 
+from meddet_yolo.trt import engine_file
 from meddet_yolo.trt.cuda_api import Cuda, CudaError, open_cuda
 from meddet_yolo.trt.engine_file import EngineFileError, sha256, sidecar_path, write_engine
 from meddet_yolo.trt.engine_session import EngineSession, IncompatibleEngineError
@@ -227,6 +230,50 @@ def test_a_file_that_was_changed(engine):
     data[-5] ^= 1
     path.write_bytes(data)
     with pytest.raises(EngineFileError, match="is not the file that"):
+        _open(path)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_bytes_that_were_hashed_are_the_ones_that_run(engine, monkeypatch, known):
+    """A file that is replaced while it is opened is either refused or run as it was vouched for."""
+    path, other = engine(), engine(name="other.engine", description="other")
+    expected = sha256(path) if known else None
+    read = Path.read_bytes
+    swaps = []
+
+    def swap(self):
+        if self.suffix == ".engine":
+            swaps.append(self)
+            self.write_bytes(read(other))
+
+    def replaced_after_reading(self):
+        content = read(self)
+        swap(self)
+        return content
+
+    def replaced_after_opening(self, *args, **kwargs):
+        content = io.BytesIO(read(self))
+        swap(self)
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", replaced_after_reading)
+    monkeypatch.setattr(engine_file, "open", replaced_after_opening, raising=False)
+    gpu = FakeCuda()
+    session = EngineSession(path, cuda=gpu, backend=fake_backend(gpu), expected_sha256=expected)
+    assert swaps == [path]
+    assert session.metadata.get("description") != "other"
+
+
+def test_a_sidecar_that_vanishes_vouches_for_nothing(engine, monkeypatch):
+    path = engine()
+    read = Path.read_bytes
+
+    def without_sidecar(self):
+        sidecar_path(path).unlink()
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", without_sidecar)
+    with pytest.raises(EngineFileError, match="no student"):
         _open(path)
 
 
