@@ -6,13 +6,17 @@ itself (`hasattr`), not of its version number.
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
+import shutil
+import subprocess
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-__all__ = ["RUNTIMES", "Backend", "BuildLog", "gpu_info", "load_backend", "make_logger"]
+__all__ = ["RUNTIMES", "Backend", "BuildLog", "current_gpu", "gpu_info", "load_backend", "make_logger"]
 
 LOGGER = logging.getLogger("meddet_yolo.trt")
 
@@ -157,18 +161,34 @@ def make_logger(backend: Backend, log: BuildLog) -> Any:
     return Logger()
 
 
-def gpu_info(index: int = 0) -> dict[str, Any] | None:
-    """Name, compute capability and driver of a GPU as `nvidia-smi` gives them; None where there is none."""
-    import shutil
-    import subprocess
+def current_gpu() -> str | None:
+    """PCI bus id of the GPU that CUDA calls of this thread go to, on which TensorRT builds; None without a driver.
 
+    The bus id is what CUDA, `nvidia-smi` and NVML have in common: CUDA counts by speed and by CUDA_VISIBLE_DEVICES, the
+    others by bus.
+    """
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return None
+    device, text = ctypes.c_int(), ctypes.create_string_buffer(32)
+    if driver.cuInit(0) != 0:
+        return None
+    # A thread without a context yet gets one on the first GPU.
+    if driver.cuCtxGetDevice(ctypes.byref(device)) != 0 and driver.cuDeviceGet(ctypes.byref(device), 0) != 0:
+        return None
+    return text.value.decode() if driver.cuDeviceGetPCIBusId(text, len(text), device) == 0 else None
+
+
+def gpu_info() -> dict[str, Any] | None:
+    """Name, compute capability and driver of the current GPU as `nvidia-smi` gives them; None where there is none."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return None
     query = "--query-gpu=name,compute_cap,driver_version"
     try:
         found = subprocess.run(
-            [command, query, "--format=csv,noheader", f"--id={index}"],
+            [command, query, "--format=csv,noheader", f"--id={current_gpu() or 0}"],
             capture_output=True,
             text=True,
             timeout=20,

@@ -12,14 +12,14 @@ class GpuMonitor:
     """NVML's counters of one GPU; without NVML or a GPU every answer is empty.
 
     Args:
-        device: Number of the GPU as NVML counts, which is by bus, not by CUDA_VISIBLE_DEVICES.
+        device: PCI bus id of the GPU, which CUDA and NVML have in common; or its number as NVML counts, by bus.
         nvml: The NVML module; pynvml (`pip install nvidia-ml-py`) where None.
 
     Attributes:
         reason: Why there is nothing to read; empty where there is.
     """
 
-    def __init__(self, device: int = 0, nvml: Any = None) -> None:
+    def __init__(self, device: int | str = 0, nvml: Any = None) -> None:
         self.reason = ""
         self._nvml: Any = nvml
         self._handle: Any = None
@@ -32,7 +32,9 @@ class GpuMonitor:
             self._nvml = pynvml
         try:
             self._nvml.nvmlInit()
-            self._handle = self._nvml.nvmlDeviceGetHandleByIndex(device)
+            by_bus = isinstance(device, str)
+            ask = self._nvml.nvmlDeviceGetHandleByPciBusId if by_bus else self._nvml.nvmlDeviceGetHandleByIndex
+            self._handle = ask(device)
         except self._nvml.NVMLError as error:
             self.reason = f"NVML finds no GPU ({error})"
 

@@ -367,6 +367,53 @@ def test_what_nvidia_smi_says(monkeypatch, tmp_path, output, expected):
     assert backends.gpu_info() is None
 
 
+class _Driver:
+    """A CUDA driver with two GPUs; `current` is the number of the one that the thread's context is on."""
+
+    def __init__(self, current=None, works=True):
+        self.current, self.works = current, works
+
+    def cuInit(self, flags):
+        return 0 if self.works else 100
+
+    def cuCtxGetDevice(self, device):
+        if self.current is None:
+            return 201
+        device._obj.value = self.current
+        return 0
+
+    def cuDeviceGet(self, device, number):
+        device._obj.value = number
+        return 0
+
+    def cuDeviceGetPCIBusId(self, text, length, device):
+        text.value = f"0000:0{7 - device.value}:00.0".encode()
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("driver", "asked"),
+    [
+        (_Driver(current=1), "0000:06:00.0"),
+        (_Driver(), "0000:07:00.0"),
+        (_Driver(works=False), "0"),
+        (None, "0"),
+    ],
+)
+def test_the_gpu_that_is_described_is_the_current_one(monkeypatch, tmp_path, driver, asked):
+    def load(name):
+        if driver is None:
+            raise OSError(f"{name}: cannot open shared object file")
+        return driver
+
+    monkeypatch.setattr("ctypes.CDLL", load)
+    script = tmp_path / "nvidia-smi"
+    script.write_text('#!/bin/sh\nfor last; do :; done\necho "$last, 8.9, 580.1"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert backends.gpu_info() == {"name": f"--id={asked}", "compute_capability": "8.9", "driver": "580.1"}
+
+
 def test_the_header_is_json(whole, tensorrt, tmp_path):
     tensorrt()
     path = build_engine(whole, tmp_path / "s.engine")

@@ -139,6 +139,9 @@ class _Nvml:
             raise self.NVMLError("Invalid Argument")
         return number
 
+    def nvmlDeviceGetHandleByPciBusId(self, bus):
+        return f"the GPU at {bus}"
+
     def __getattr__(self, name):
         answers = {
             "nvmlDeviceGetName": lambda h: b"Some GPU",
@@ -167,6 +170,15 @@ def test_the_gpus_counters():
     }  # fmt: skip
     monitor.close()
     assert not nvml.open and monitor.state() == {} and monitor.energy() is None
+
+
+def test_a_gpu_by_its_bus_id():
+    """CUDA and NVML count GPUs differently; the bus id is the same."""
+    nvml = _Nvml(gpus=0)
+    seen = []
+    nvml.nvmlDeviceGetTotalEnergyConsumption = lambda handle: seen.append(handle) or 1000
+    assert GpuMonitor("0000:06:00.0", nvml=nvml).energy() == 1.0
+    assert seen == ["the GPU at 0000:06:00.0"]
 
 
 def test_no_gpu_and_no_nvml(monkeypatch):
