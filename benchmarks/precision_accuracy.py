@@ -73,7 +73,7 @@ def main() -> None:
     rows = []
     for path in args.models:
         model = MedDet(path)
-        images = calibration_images(args.data, (args.imgsz, args.imgsz), model=model, count=args.images)
+        images = calibration_images(args.data, (args.imgsz, args.imgsz), count=args.images)
         with tempfile.TemporaryDirectory() as folder:
             graph = load_onnx(export_onnx(model, Path(folder) / "whole.onnx", imgsz=args.imgsz, images=images[:4]))
             for name, made in variants(graph, images).items():

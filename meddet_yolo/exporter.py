@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from meddet_yolo.data.shipped import find_data
 from meddet_yolo.trt.engine_file import read_engine, read_sidecar
 from meddet_yolo.trt.onnx_export import OPSET, export_onnx
 from meddet_yolo.trt.openvino_export import export_openvino
-from meddet_yolo.trt.original import as_pair
+from meddet_yolo.trt.original import as_pair, channels_of
 from meddet_yolo.trt.preprocess import preprocess
 
 if TYPE_CHECKING:
     from meddet_yolo.model import MedDet
 
-__all__ = ["EXPORT_KEYS", "FORMATS", "calibration_images", "export"]
+__all__ = ["CALIBRATION_IMAGES", "EXPORT_KEYS", "FORMATS", "calibration_images", "export", "gpu_number", "on_gpu"]
 
 FORMATS = {"engine": "engine", "tensorrt": "engine", "trt": "engine", "onnx": "onnx", "openvino": "openvino"}
 _BUILDER_KEYS = frozenset(
@@ -44,6 +45,7 @@ EXPORT_KEYS = _BUILDER_KEYS | {"precision", "calibration", "calibration_images",
 _PASSED_ON = frozenset({"conf", "iou", "max_det", "agnostic_nms", "simplify", "opset"})
 _QUANTIZE = {16: "fp16", 8: "int8", 32: "fp32", "16": "fp16", "8": "int8", "32": "fp32"}
 _GATE_IMAGES = 4
+CALIBRATION_IMAGES = 256
 
 
 def export(model: MedDet, **options: Any) -> str:
@@ -73,14 +75,16 @@ def export(model: MedDet, **options: Any) -> str:
     device = options.pop("device", None)
     common = _common(options)
     size = common["imgsz"] = _trained_size(model) if "imgsz" not in options else options.pop("imgsz")
-    count = options.pop("calibration_images", 256)
+    count = options.pop("calibration_images", CALIBRATION_IMAGES)
     data, split = options.pop("data", None), options.pop("split", None)
     quantized = precision in {"int8", "fp8"}
     if quantized and data is None:
         raise ValueError(f"data= is missing: precision={precision} is calibrated on images of your application")
     if data is not None:
         wanted = int(count) if quantized else _GATE_IMAGES
-        common["images"] = calibration_images(data, _rounded(model, size), model=model, split=split, count=wanted)
+        common["images"] = calibration_images(
+            data, _rounded(model, size), channels=channels_of(model), split=split, count=wanted
+        )
     out = options.pop("out", None)
     method = options.pop("calibration", "minmax")
     with _loud():
@@ -93,7 +97,7 @@ def export(model: MedDet, **options: Any) -> str:
             from meddet_yolo.trt.builder import build_engine
 
             builder = {k: options.pop(k) for k in (*_BUILDER_KEYS, "workspace") if k in options}
-            with _gpu(device):
+            with on_gpu(device):
                 path = build_engine(model, out, precision=precision, calibration=method, **common, **builder)
     _report(path, form)
     return str(path)
@@ -103,16 +107,16 @@ def calibration_images(
     data: str | Path,
     imgsz: tuple[int, int],
     *,
-    model: MedDet | None = None,
+    channels: int = 3,
     split: str | None = None,
-    count: int = 256,
+    count: int = CALIBRATION_IMAGES,
 ) -> list[np.ndarray]:
     """Read images of a data set as a network sees them, DICOM and NIfTI included.
 
     Args:
-        data: The data set's YAML.
+        data: The data set's YAML, or the name of one that the package ships.
         imgsz: Input (height, width).
-        model: The detector, for its number of channels.
+        channels: Channels of the detector's input.
         split: "train" by default, so that accuracy on "val" stays honest.
         count: How many, evenly spaced over the split.
 
@@ -129,6 +133,7 @@ def calibration_images(
 
     if count < 1:
         raise ValueError(f"calibration_images={count} must be at least 1")
+    data = find_data(data)
     found = check_det_dataset(str(data))
     chosen = split or "train"
     if not found.get(chosen):
@@ -136,7 +141,6 @@ def calibration_images(
     cfg = get_cfg(overrides={"task": "detect", "imgsz": max(imgsz), "data": str(data)})
     dataset = build_dataset(cfg, found[chosen], 1, found, mode="calibrate", fraction=1.0)
     picked = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
-    channels = int(model.model.yaml.get("channels", 3)) if model is not None else 3
     images = (dataset.read_image(int(k)) for k in picked)
     return [preprocess([image], imgsz, channels=channels)[0][0].astype(np.float32) for image in images]
 
@@ -201,13 +205,46 @@ def _rounded(model: MedDet, imgsz: Any) -> tuple[int, int]:
     return -(-height // stride) * stride, -(-width // stride) * stride
 
 
-def _gpu(device: Any) -> Any:
-    """Make the chosen GPU the current one, on which TensorRT builds."""
+def gpu_number(device: Any) -> int | None:
+    """Return the number of the GPU that `device` names in one of Ultralytics' spellings; None where it names no GPU.
+
+    Raises:
+        ValueError: If it names several, or none that could be there.
+
+    Examples:
+        >>> gpu_number("cuda:1"), gpu_number([0]), gpu_number("cpu"), gpu_number(None)
+        (1, 0, None, None)
+    """
+    text = str(device).lower()
+    for part in ("cuda:", *"()[]' "):
+        text = text.replace(part, "")
+    if text in {"", "none", "cpu", "mps"}:
+        return None
+    number = "0" if text == "cuda" else text.rstrip(",")
+    if not number.isdigit():
+        raise ValueError(f"device={device}: expected the number of one GPU, such as device=0, or device=cpu")
+    return int(number)
+
+
+@contextmanager
+def on_gpu(device: Any) -> Iterator[None]:
+    """Make the chosen GPU the current one, on which TensorRT builds; nothing where none is chosen or there is none.
+
+    Raises:
+        ValueError: If there is no GPU of that number.
+    """
     import torch
 
-    if device in {None, "", "cpu"} or not torch.cuda.is_available():
-        return nullcontext()
-    return torch.cuda.device(torch.device(f"cuda:{device}" if str(device).isdigit() else str(device)))
+    number = gpu_number(device)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if number is None or count == 0:
+        yield
+        return
+    if number >= count:
+        raise ValueError(f"device={device}: no such GPU; this machine has {count}, numbered from 0")
+    with torch.cuda.device(number):
+        torch.zeros(1, device="cuda")  # TensorRT uses the context that PyTorch makes
+        yield
 
 
 @contextmanager

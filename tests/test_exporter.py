@@ -1,4 +1,5 @@
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -8,7 +9,7 @@ from ultralytics import YOLO
 from ultralytics.utils import YAML
 
 from meddet_yolo import MedDet, cli, exporter
-from meddet_yolo.exporter import EXPORT_KEYS, calibration_images
+from meddet_yolo.exporter import EXPORT_KEYS, calibration_images, gpu_number, on_gpu
 from meddet_yolo.model import OWN_KEYS
 from meddet_yolo.trt import builder, onnx_export
 from meddet_yolo.trt.engine_file import read_engine, read_sidecar
@@ -118,6 +119,8 @@ def test_all_keys_of_the_command_are_understood():
         ({"precision": "int8", "data": "d", "split": "nowhere"}, "split=nowhere: .* has no such split"),
         ({"precision": "int8", "data": "d", "calibration_images": 0}, "at least 1"),
         ({"lr0": 0.1}, "lr0= has no meaning"),
+        ({"device": [0, 1]}, r"device=\[0, 1\]: expected the number of one GPU"),
+        ({"device": "gpu"}, "device=gpu: expected the number of one GPU"),
     ],
 )
 def test_what_does_not_fit_is_refused(checkpoint, asked, tiny_data, options, message):
@@ -140,6 +143,48 @@ def test_calibration_images_are_what_the_predictor_feeds(tiny_data):
     last = preprocess([cv2.imread(str(files[-1]))], (64, 64))[0][0]
     np.testing.assert_array_equal(some[-1], last)
     assert len(calibration_images(tiny_data, (64, 64), split="val")) == 2
+
+
+def test_shipped_data_sets_are_known_by_name(checkpoint, asked, tiny_data, monkeypatch):
+    monkeypatch.setattr("meddet_yolo.exporter.find_data", {"shipped.yaml": str(tiny_data)}.get)
+    MedDet(str(checkpoint)).export(format="engine", imgsz=64, precision="int8", data="shipped.yaml")
+    assert len(asked["images"]) == len(list((tiny_data.parent / "images" / "train").glob("*.png")))
+
+
+def test_a_data_set_that_is_only_described_is_found(checkpoint, asked):
+    """`cdh1848.yaml` comes with the package, its images do not: what is missing is they, not the file."""
+    with pytest.raises(FileNotFoundError, match="images"):
+        MedDet(str(checkpoint)).export(format="engine", imgsz=64, precision="int8", data="cdh1848.yaml")
+    assert not asked
+
+
+@pytest.mark.parametrize("device", [[0], (0,), "[0]", 0, "0", "cuda:0", "cuda", None, "", "cpu", ["cpu"]])
+def test_every_spelling_of_one_device_is_taken(checkpoint, asked, device):
+    MedDet(str(checkpoint)).export(format="engine", device=device)
+    assert asked["precision"] == "fp16"
+
+
+@pytest.mark.parametrize(("device", "number"), [([1], 1), ("cuda:2", 2), ("3,", 3), ("cuda", 0), ("cpu", None)])
+def test_the_number_of_a_gpu(device, number):
+    assert gpu_number(device) == number
+
+
+def test_the_chosen_gpu_is_the_current_one(monkeypatch):
+    chosen = []
+
+    @contextmanager
+    def choose(number):
+        chosen.append(number)
+        yield
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.device", choose)
+    monkeypatch.setattr("torch.zeros", lambda *_, device: chosen.append(device))
+    with on_gpu([1]):
+        assert chosen == [1, "cuda"]
+    with pytest.raises(ValueError, match="device=2: no such GPU; this machine has 2"), on_gpu(2):
+        pass
 
 
 def test_dicom_data_sets_calibrate_too(tmp_path):

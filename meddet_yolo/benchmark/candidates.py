@@ -6,9 +6,10 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from numpy.typing import NDArray
 
 from meddet_yolo.benchmark.sessions import OpenVinoSession, TorchSession
 from meddet_yolo.evaluate.info import build_model, measure_size
+from meddet_yolo.exporter import calibration_images, on_gpu
+from meddet_yolo.trt.backends import gpu_info
 from meddet_yolo.trt.engine_file import read_sidecar, sha256
+from meddet_yolo.trt.original import channels_of
 from meddet_yolo.trt.runner import EngineRunner, OnnxRunner, Runner
 
 __all__ = ["BACKENDS", "Candidate", "Skipped", "Source", "Workshop"]
@@ -133,7 +137,7 @@ class Workshop:
         folder: Where exported files go.
         device: Number of the GPU.
         threads: CPU threads; 0 lets each back end choose.
-        calibration: Returns images for int8 and fp8, (C, H, W) in 0..1, for an input size; None without a data set.
+        data: Data set to calibrate int8 and fp8 on, as an export does; None without one.
         compute_capability: GPU generations that RTX engines are built for; this machine's where None.
         end2end: Whether models that have a head without NMS run with it.
         trust: Whether to load given engines that have no sidecar with their hash.
@@ -145,7 +149,7 @@ class Workshop:
         *,
         device: int = 0,
         threads: int = 0,
-        calibration: Callable[[int], list[NDArray[np.float32]]] | None = None,
+        data: str | None = None,
         compute_capability: Any = None,
         end2end: bool = False,
         trust: bool = False,
@@ -153,7 +157,8 @@ class Workshop:
         self.folder = folder
         self.device = device
         self.threads = threads
-        self.calibration = calibration
+        self.data = data
+        self._calibration: tuple[tuple[int, int], list[NDArray[np.float32]]] | None = None
         self.compute_capability = compute_capability
         self.end2end = end2end
         self.trust = trust
@@ -248,20 +253,35 @@ class Workshop:
         identity = (
             sha256(path) if path.is_file() else hashlib.sha256(repr(source.model().model.yaml).encode()).hexdigest()
         )
-        calibrated = candidate.precision in ("int8", "fp8")
-        count = len(self._images(candidate)) if calibrated else 0
-        versions = {m: getattr(__import__(m), "__version__", "") for m in ("torch", "ultralytics", "meddet_yolo")}
-        return json.dumps([identity, count, str(self.compute_capability), versions, self._end2end(source)])
+        calibration = ""
+        if candidate.precision in ("int8", "fp8"):
+            digest = hashlib.sha256()
+            for image in self._images(candidate):
+                digest.update(image.tobytes())
+            calibration = digest.hexdigest()
+        modules = ("torch", "ultralytics", "meddet_yolo", _MODULES[candidate.backend])
+        versions = {module: getattr(import_module(module), "__version__", "") for module in modules}
+        gpu = None
+        if candidate.backend in ("tensorrt", "rtx") and self.gpu:  # engines are made for the GPU at hand
+            with on_gpu(self.device):
+                gpu = gpu_info()
+        return json.dumps([identity, calibration, str(self.compute_capability), versions, gpu, self._end2end(source)])
 
     def _images(self, candidate: Candidate) -> list[NDArray[np.float32]]:
-        """Return calibration images.
+        """Return calibration images: those that an export with the same data set takes.
 
         Raises:
             Skipped: If there is no data set to take them from.
         """
-        if self.calibration is None:
+        if self.data is None:
             raise Skipped(f"{candidate.precision} is calibrated on images: give data=")
-        return self.calibration(candidate.imgsz)
+        wanted = (candidate.imgsz, channels_of(candidate.source.model()))
+        if (
+            self._calibration is None or self._calibration[0] != wanted
+        ):  # the last ones are kept, not all: they are large
+            size = (candidate.imgsz, candidate.imgsz)
+            self._calibration = (wanted, calibration_images(self.data, size, channels=wanted[1]))
+        return self._calibration[1]
 
     def _export(self, candidate: Candidate, file: Path) -> None:
         """Export a model for a back end."""
@@ -288,7 +308,8 @@ class Workshop:
             if capability is None and self.gpu:
                 capability = "{}.{}".format(*torch.cuda.get_device_capability(self.device))
             options["compute_capability"] = capability
-        build_engine(model, file, runtime=candidate.backend, **options)
+        with on_gpu(self.device if self.gpu else None):
+            build_engine(model, file, runtime=candidate.backend, **options)
 
     def _take(self, candidate: Candidate) -> None:
         """Take a file that was exported before, if it fits the combination."""

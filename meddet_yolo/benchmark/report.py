@@ -62,8 +62,8 @@ class Result:
         return None if value is None else float(value)
 
 
-def describe(monitor: GpuMonitor | None) -> dict[str, Any]:
-    """Return the machine and the versions that numbers were measured with."""
+def describe(monitor: GpuMonitor | None, device: int = 0) -> dict[str, Any]:
+    """Return the machine, with the GPU of a number (in CUDA's order), and the versions that were measured with."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -79,7 +79,7 @@ def describe(monitor: GpuMonitor | None) -> dict[str, Any]:
         found["load_average"] = [round(load, 2) for load in os.getloadavg()]
     if monitor is None:
         return {**found, "gpu": None}
-    gpu = monitor.state() or {"name": torch.cuda.get_device_name(), "nvml": monitor.reason}
+    gpu = monitor.state() or {"name": torch.cuda.get_device_name(device), "nvml": monitor.reason}
     return {**found, "gpu": {**gpu, "cuda": torch.version.cuda}}
 
 

@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,18 @@ from numpy.typing import NDArray
 from meddet_yolo.benchmark.candidates import BACKENDS, Candidate, Skipped, Source, Workshop
 from meddet_yolo.benchmark.report import Result, as_markdown, describe
 from meddet_yolo.console import as_list
+from meddet_yolo.data.shipped import find_data
 from meddet_yolo.evaluate.noise import short_names
 from meddet_yolo.evaluate.report import read_image, split_images
+from meddet_yolo.exporter import gpu_number, on_gpu
+from meddet_yolo.trt.backends import current_gpu
 from meddet_yolo.trt.gpu_monitor import GpuMonitor
 from meddet_yolo.trt.latency import ITERATIONS, ROUNDS, SECONDS, Measurement, interleave, ratio
-from meddet_yolo.trt.preprocess import preprocess
 from meddet_yolo.trt.runner import Runner
 
 __all__ = ["benchmark", "time_candidates", "timed_images"]
 
 LOGGER = logging.getLogger("ultralytics")
-_CALIBRATION_IMAGES = 64
 
 
 def benchmark(
@@ -59,7 +59,8 @@ def benchmark(
 
     Args:
         model: Checkpoints, model files (`meddet-n.yaml`: random weights, timed only), `.onnx` or `.engine` files.
-        data: Data set for mAP, calibration and the timed images; without it only latencies are measured.
+        data: Data set for mAP, calibration (as an export does it) and the timed images; without it only latencies are
+            measured.
         imgsz: Input sizes in pixels, multiples of 32.
         batch: Images a call.
         backends: Of pytorch, onnxruntime, openvino, tensorrt, rtx.
@@ -84,24 +85,26 @@ def benchmark(
     models, sizes, batches, chosen, precisions = (as_list(v) for v in (model, imgsz, batch, backends, precision))
     _check(models, sizes, batches, chosen, precisions)
     sources = _sources(models)
-    gpu = torch.cuda.is_available() and str(device) != "cpu"
+    data = find_data(data)
+    number = gpu_number(device)
+    gpu = torch.cuda.is_available() and number is not None
+    number = number or 0
     threads = threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     folder = Path(out)
     (folder / "files").mkdir(parents=True, exist_ok=True)
-    calibration = lru_cache(_calibration(data)) if data else None
-    number = int(device) if gpu else 0
     workshop = Workshop(
         folder / "files",
         device=number,
         threads=threads,
-        calibration=calibration,
+        data=data,
         compute_capability=compute_capability,
         end2end=end2end,
         trust=trust,
     )
     workshop.gpu = gpu
-    monitor = GpuMonitor(number)
+    with on_gpu(number if gpu else None):
+        monitor = GpuMonitor((current_gpu() if gpu else None) or number)
     report: dict[str, Any] = {
         "settings": {
             "models": models,
@@ -114,7 +117,7 @@ def benchmark(
             "iterations": iterations,
             "seconds": seconds,
         },
-        "machine": describe(monitor if gpu else None),
+        "machine": describe(monitor if gpu else None, number),
         "skipped": {},
         "results": [],
     }
@@ -224,17 +227,6 @@ def _make(
         return []
     LOGGER.info(f"{candidate.name}: ready after {time.perf_counter() - started:.1f} s {candidate.reason}")
     return [candidate]
-
-
-def _calibration(data: str) -> Callable[[int], list[NDArray[np.float32]]]:
-    """Return a function that gives training images for an input size, spread evenly over the set."""
-
-    def images(size: int) -> list[NDArray[np.float32]]:
-        files = split_images(data, "train")
-        files = files[:: max(1, len(files) // _CALIBRATION_IMAGES)][:_CALIBRATION_IMAGES]
-        return [preprocess([read_image(f)], (size, size))[0][0].astype(np.float32) for f in files]
-
-    return images
 
 
 def timed_images(data: str | None, count: int) -> list[NDArray[np.uint8]]:

@@ -1,21 +1,25 @@
 """`meddet benchmark` on tiny detectors: what it measures, builds, skips and refuses."""
 
+import inspect
 import json
 import re
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from meddet_yolo import cli
+from meddet_yolo import MedDet, cli
 from meddet_yolo.benchmark import benchmark
-from meddet_yolo.benchmark.candidates import Source
+from meddet_yolo.benchmark.candidates import Source, Workshop
 from meddet_yolo.benchmark.plots import pareto_front, plot_bubbles, plot_tradeoff
 from meddet_yolo.benchmark.report import Result
 from meddet_yolo.benchmark.sessions import OpenVinoSession, TorchSession
+from meddet_yolo.exporter import CALIBRATION_IMAGES, calibration_images
 from meddet_yolo.trt.runner import OnnxRunner, Runner
 
 QUICK = {"imgsz": 64, "iterations": 20, "seconds": 0.2, "threads": 1, "device": "cpu"}
@@ -92,6 +96,70 @@ def test_a_second_run_takes_the_exported_files(report, monkeypatch):
     monkeypatch.setattr("meddet_yolo.trt.onnx_export.export_onnx", refuse)
     text = benchmark([str(checkpoint)], None, backends="onnxruntime", out=out, **QUICK)
     assert "| onnxruntime | fp32 |" in text and "mAP" not in text
+
+
+def test_int8_is_calibrated_anew_on_another_data_set(checkpoint, drawn, tmp_path, monkeypatch):
+    """What was calibrated on one data set is not taken for another one with as many images."""
+    from meddet_yolo.data.phantom import generate_phantom
+
+    other = generate_phantom(tmp_path / "other", patients=14, imgsz=64, slices=1, seed=1)
+    exported = []
+
+    def export(model, file, **options):
+        exported.append(np.stack(options["images"]).mean())
+        Path(file).write_bytes(b"model")
+
+    monkeypatch.setattr("meddet_yolo.trt.onnx_export.export_onnx", export)
+    monkeypatch.setattr(Workshop, "_open", lambda self, candidate: None)
+    for data in (drawn, other, other, drawn):
+        Workshop(tmp_path, data=str(data)).make(Source("tiny", str(checkpoint)), "onnxruntime", "int8", 64, 1)
+    assert len(exported) == 3 and exported[0] == exported[2] != exported[1]
+
+
+def test_what_is_calibrated_is_what_an_export_takes(checkpoint, drawn, tmp_path, monkeypatch):
+    """The same images as `meddet export precision=int8 data=...`, and as many."""
+    seen = []
+
+    def export(model, file, **options):
+        seen.append(options["images"])
+        raise InterruptedError
+
+    monkeypatch.setattr("meddet_yolo.trt.onnx_export.export_onnx", export)
+    monkeypatch.setattr("meddet_yolo.exporter.export_onnx", export)
+    with pytest.raises(InterruptedError):
+        Workshop(tmp_path, data=str(drawn)).make(Source("tiny", str(checkpoint)), "onnxruntime", "int8", 64, 1)
+    with pytest.raises(InterruptedError):
+        MedDet(str(checkpoint)).export(format="onnx", precision="int8", imgsz=64, data=str(drawn))
+    measured, exported = seen
+    np.testing.assert_array_equal(np.stack(measured), np.stack(exported))
+    assert inspect.signature(calibration_images).parameters["count"].default == CALIBRATION_IMAGES == 256
+
+
+def test_a_benchmark_on_a_gpu_builds_there(checkpoint, tmp_path, monkeypatch):
+    """An engine is built on the GPU that it is measured on, and taken again on no other one."""
+    built, current = [], [0]
+
+    @contextmanager
+    def on_gpu(number):
+        current.append(number)
+        yield
+        current.pop()
+
+    def build(model, file, **options):
+        built.append(current[-1])
+        Path(file).write_bytes(b"engine")
+
+    monkeypatch.setattr("meddet_yolo.benchmark.candidates.on_gpu", on_gpu)
+    monkeypatch.setattr("meddet_yolo.benchmark.candidates.gpu_info", lambda: {"name": f"GPU {current[-1]}"})
+    monkeypatch.setattr("meddet_yolo.benchmark.candidates.import_module", lambda name: SimpleNamespace(__version__="1"))
+    monkeypatch.setattr("meddet_yolo.trt.builder.build_engine", build)
+    monkeypatch.setattr(Workshop, "_open", lambda self, candidate: None)
+    monkeypatch.setattr(Workshop, "_gpu_memory", lambda self: None)
+    for device in (1, 1, 0):
+        workshop = Workshop(tmp_path, device=device)
+        workshop.gpu = True
+        workshop.make(Source("tiny", str(checkpoint)), "tensorrt", "fp16", 64, 1)
+    assert built == [1, 0]
 
 
 def test_an_engine_is_built_where_it_cannot_run(checkpoint, tmp_path):

@@ -27,7 +27,7 @@ def test_int8_costs_less_than_a_point(spider, tmp_path):
     if not teacher.is_file():
         pytest.skip("the trained detector is not beside the repository")
     model = MedDet(str(teacher))
-    images = calibration_images(spider, (IMGSZ, IMGSZ), model=model, count=64)
+    images = calibration_images(spider, (IMGSZ, IMGSZ), count=64)
     whole = export_onnx(model, tmp_path / "whole.onnx", imgsz=IMGSZ, images=images[:4])
     quantized = to_half(quantize_onnx(load_onnx(whole), images))  # what an INT8 engine is built from
     assert conv_precisions(quantized)["int8"] > 0.8 * sum(conv_precisions(quantized).values())
