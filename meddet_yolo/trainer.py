@@ -147,9 +147,8 @@ class DistillTrainer(DetectionTrainer):
             check_same_classes(teacher.names, self.data["names"], teacher.name)
         self._levels: list[list[int]] = []
         self._student_strides: list[float] = []
-        self._distilled_epoch, self._batches_seen = -1, 0
+        self._batches_seen = 0  # of this epoch, as the sums below
         self._sums: dict[str, Tensor] = {}
-        self._disc_sums: list[Tensor] = []
         self._warned = False
         self.skipped: list[Skipped] = []
         if self.teachers and not self.ddp:
@@ -330,11 +329,13 @@ class DistillTrainer(DetectionTrainer):
             ]
         return batch
 
+    def _model_train(self) -> None:
+        """Begin an epoch; one that is repeated, after NaN or for want of memory, counts from its start again."""
+        super()._model_train()
+        self._batches_seen, self._sums = 0, {}
+
     def _epochs_done(self) -> float:
         """Return the epochs done with the fraction of the one under way, and count this batch."""
-        if self._distilled_epoch != self.epoch:
-            self._distilled_epoch, self._batches_seen = self.epoch, 0
-            self._sums, self._disc_sums = {}, []
         done = self.epoch + self._batches_seen / max(len(self.train_loader), 1)
         self._batches_seen += 1
         return done
@@ -420,7 +421,6 @@ class DistillTrainer(DetectionTrainer):
             dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         if not finite:
             return
-        self._disc_sums.append(loss.detach())
         self.disc_optimizer.zero_grad()
         loss.backward()
         parameters = list(self.distiller.discriminator_parameters())
@@ -435,17 +435,16 @@ class DistillTrainer(DetectionTrainer):
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= self.world_size
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = nn.utils.parameters_to_vector(gradients)  # one exchange costs little more than that of one small tensor
+        dist.all_reduce(flat)
+        nn.utils.vector_to_parameters(flat / self.world_size, gradients)
 
     # Log ------------------------------------------------------------------------------------------------------------
 
     def epoch_metrics(self) -> dict[str, float]:
         """Return the epoch's means of what the progress line has no room for, e.g. fusion weights by level."""
-        metrics = {name: float(total) / max(self._batches_seen, 1) for name, total in self._sums.items()}
-        if self._disc_sums:
-            metrics["disc_loss"] = float(torch.stack(self._disc_sums).mean())
-        return metrics
+        return {name: float(total) / max(self._batches_seen, 1) for name, total in self._sums.items()}
 
     def label_loss_items(self, loss_items: Mapping[str, Any] | None = None, prefix: str = "train") -> Any:
         """Label loss items for results.csv and the loggers; validation has the detection terms alone."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -249,6 +250,7 @@ def test_weights_warm_up(settings: Settings, teachers: list[str]) -> None:
     batch, terms = first_batch(trainer), []
     for epoch in (0, 1, 2, 4, 8):
         trainer.epoch = epoch
+        trainer._model_train()  # as every epoch begins
         student_gradient(trainer, batch)
         terms.append(float(trainer.loss_items["dist_loss"]))
     assert terms[0] == 0
@@ -401,6 +403,68 @@ def test_recovery_after_nan(settings: Settings, teachers: list[str], messages: l
     rows = list(csv.DictReader((run_files(settings) / "results.csv").open()))
     assert len(rows) == 2
     assert all(torch.isfinite(p).all() for p in model.trainer.distiller.parameters())
+    distilled = {k: float(v) for k, v in rows[1].items() if k.startswith("distill/")}
+    assert not [k for k, v in distilled.items() if math.isnan(v)], "the epoch's means hold those of its lost attempt"
+    assert model.trainer._batches_seen == len(model.trainer.train_loader)
+
+
+def test_an_epoch_that_is_tried_again_after_running_out_of_memory_counts_once(
+    settings: Settings, teachers: list[str]
+) -> None:
+    model = MedDet(STUDENT)
+    rises: list[float] = []
+
+    def note(trainer: DistillTrainer) -> None:
+        rises.append(float(trainer.loss_items["dist_loss"]))
+        if len(rises) == 1:
+            forward = trainer.distiller.forward
+
+            def out_of_memory(*args: Any, **kwargs: Any) -> Any:
+                trainer.distiller.forward = forward
+                raise RuntimeError("CUDA out of memory")
+
+            trainer.distiller.forward = out_of_memory
+
+    model.add_callback("on_train_batch_end", note)
+    model.train(teachers=teachers, **{**settings, "epochs": 1})
+    trainer = model.trainer
+    assert trainer.batch_size == settings["batch"] // 2
+    assert trainer._batches_seen == len(trainer.train_loader) == len(rises) - 1
+    assert rises[0] == rises[1] == 0 < rises[2]  # the warm-up begins again with the epoch
+
+
+def test_every_epoch_writes_the_same_columns(settings: Settings, teachers: list[str]) -> None:
+    model = MedDet(STUDENT)
+    model.train(teachers=teachers, **{**settings, "epochs": 3, "batch": 3, "nbs": 9})  # epoch 2 takes no step
+    header, *rows = csv.reader((run_files(settings) / "results.csv").open())
+    assert model.trainer.accumulate > len(model.trainer.train_loader)
+    assert [len(row) for row in rows] == [len(header)] * 3
+    losses = [float(row[header.index("distill/disc_loss")]) for row in rows]
+    assert all(loss > 0 for loss in losses)
+    for row in rows:
+        assert all(0 <= float(v) < 1 for k, v in zip(header, row, strict=True) if k.startswith("lr/"))
+
+
+def test_gradients_are_averaged_in_one_exchange(
+    settings: Settings, teachers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = prepared(settings, teachers=teachers)
+    parameters = list(trainer.distiller.main_parameters())  # type: ignore[union-attr]
+    for parameter in parameters[1:]:
+        parameter.grad = torch.randn_like(parameter)
+    expected = [torch.zeros_like(parameters[0]), *(p.grad * 1.5 for p in parameters[1:] if p.grad is not None)]
+    exchanged: list[int] = []
+
+    def all_reduce(tensor: Tensor) -> None:  # the other process has twice our gradients
+        exchanged.append(tensor.numel())
+        tensor.mul_(3)
+
+    monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
+    trainer.world_size = 2
+    trainer._average_gradients(parameters)
+    assert exchanged == [sum(p.numel() for p in parameters)]
+    for parameter, mean in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, mean)
 
 
 def test_a_failed_write_keeps_the_last_checkpoint(

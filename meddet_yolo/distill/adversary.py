@@ -52,6 +52,12 @@ def discriminator(channels: int) -> nn.Sequential:
     )
 
 
+def _cross_entropy(logits: Tensor) -> Tensor:
+    """Return the discriminators' binary cross-entropy on logits (2 N, 1) of which the first N are of generated maps."""
+    fake, real = logits.chunk(2)
+    return (F.softplus(fake).mean() + F.softplus(-real).mean()) / 2
+
+
 class AdversarialAuxiliaryTeacher(nn.Module):
     """Generators that turn the student's maps into fused-teacher maps, and discriminators that tell the two apart.
 
@@ -62,6 +68,8 @@ class AdversarialAuxiliaryTeacher(nn.Module):
 
     Attributes:
         accuracy: Accuracy of the discriminators in the last `generator_loss`, a scalar in [0, 1]; 0.5 is a draw.
+        loss: Their binary cross-entropy there, which `discriminator_loss` would return, without gradient: a measure for
+            every batch, also for those after which no optimizer steps.
 
     Args:
         channels: Channels of the student's map at every level.
@@ -85,6 +93,7 @@ class AdversarialAuxiliaryTeacher(nn.Module):
         self.generators = nn.ModuleList(generator(c) for c in channels)
         self.discriminators = nn.ModuleList(discriminator(c) for c in channels)
         self.accuracy: Tensor | None = None
+        self.loss: Tensor | None = None
         self._seen: tuple[list[Tensor], list[Tensor]] | None = None
 
     def generator_parameters(self) -> Iterator[nn.Parameter]:
@@ -116,15 +125,17 @@ class AdversarialAuxiliaryTeacher(nn.Module):
                 self.pool(x if standardised else standardise(x), self._cells(m))
                 for x, m in zip(fused_feats, made, strict=True)
             ]
-        losses, correct = [], []
+        losses, correct, opposed = [], [], []
         with torch.autocast(fake[0].device.type, enabled=False):
             for module, f, r in zip(self.discriminators, fake, real, strict=True):
                 frozen = {name: p.detach() for name, p in module.named_parameters()}
-                logits_fake, logits_real = torch.func.functional_call(module, frozen, torch.cat([f, r])).chunk(2)
+                logits = torch.func.functional_call(module, frozen, torch.cat([f, r]))
+                opposed.append(_cross_entropy(logits.detach()))
+                logits_fake, logits_real = logits.chunk(2)
                 losses.append(F.softplus(-logits_fake).mean())
                 correct.append(((logits_fake < 0).float().mean() + (logits_real > 0).float().mean()) / 2)
         self._seen = [x.detach() for x in fake], real
-        self.accuracy = torch.stack(correct).mean()
+        self.accuracy, self.loss = torch.stack(correct).mean(), torch.stack(opposed).mean()
         return torch.stack(losses).mean()
 
     def discriminator_loss(
@@ -156,8 +167,7 @@ class AdversarialAuxiliaryTeacher(nn.Module):
         losses = []
         with torch.autocast(fake[0].device.type, enabled=False):
             for module, f, r in zip(self.discriminators, fake, real, strict=True):
-                logits_fake, logits_real = module(torch.cat([f, r])).chunk(2)
-                losses.append((F.softplus(logits_fake).mean() + F.softplus(-logits_real).mean()) / 2)
+                losses.append(_cross_entropy(module(torch.cat([f, r]))))
         return torch.stack(losses).mean()
 
     def _cells(self, x: Tensor) -> tuple[int, int]:

@@ -170,8 +170,8 @@ class MedDetDistiller(nn.Module):
         """Return measures of the last forward pass as detached scalars.
 
         Returns:
-            `disc_acc`, accuracy of the discriminators (0.5 is a draw); `ev_t0`, `ev_t1`, ..., share of each teacher's
-            variance that can be read linearly from the fused map, mean over levels (the measure of collapse);
+            `disc_acc`, accuracy of the discriminators (0.5 is a draw), and `disc_loss`, their loss; `ev_t0`, `ev_t1`,
+            ..., share of each teacher's variance that can be read linearly from the fused map, mean over levels (the measure of collapse);
             `fused_ev`, its mean over teachers; `fused_var`, variance of the fused map's channels before it is
             standardised, mean over channels and levels; `w_p0_t0`, ..., share of each teacher in the fusion at each
             level.
@@ -280,6 +280,8 @@ class MedDetDistiller(nn.Module):
         for level, fusion in enumerate(self.fusion):
             for t, share in enumerate(fusion.weights()):  # type: ignore[operator]
                 self._metrics[f"w_p{level}_t{t}"] = share
+        if self.adversary is not None and self.adversary.loss is not None:
+            self._metrics["disc_loss"] = self.adversary.loss
 
 
 def _distance(student: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:

@@ -70,6 +70,10 @@ def test_losses_are_binary_cross_entropies():
     aatm = AdversarialAuxiliaryTeacher(CHANNELS[:1])
     student, fused = pyramid()[:1], pyramid(seed=1)[:1]
     generator_loss = aatm.generator_loss(student, fused)
+    measured = aatm.loss
+    assert measured is not None and not measured.requires_grad
+    assert measured.item() == aatm.discriminator_loss().item()
+    generator_loss = aatm.generator_loss(student, fused)
     fake, real = aatm._seen
     logits_fake, logits_real = aatm.discriminators[0](fake[0]), aatm.discriminators[0](real[0])
     bce = torch.nn.BCEWithLogitsLoss()
