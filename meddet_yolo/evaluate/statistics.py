@@ -1,0 +1,272 @@
+"""How sure a number is: intervals by resampling patients, paired differences of two models, many comparisons.
+
+Images of one patient are alike, so an interval that resamples images is too narrow. Everything here resamples patients
+(clusters), each with all of their images. A score is a function of how often every image counts, so that a measure
+matches boxes once and is only summed up again in every round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, stdtrit
+
+__all__ = ["Interval", "bootstrap", "bootstrap_all", "holm", "paired", "paired_all"]
+
+Weights = NDArray[np.int64]
+Scores = Callable[[Weights], Mapping[str, float]]
+
+_MIN_USABLE = 0.9  # share of rounds in which a score must be defined for its interval to be given
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its confidence interval.
+
+    Attributes:
+        value: The number itself, on all images; NaN where it is undefined.
+        low: Lower bound; NaN where there is no interval.
+        high: Upper bound.
+        level: Share of such intervals that hold the truth, in (0, 1).
+        unit: What was resampled, "patients" or "images".
+        rounds: Rounds in which the number was defined.
+        p: p-value against a difference of 0; None for a number that is no difference.
+        reason: Why the number or its interval is missing; empty where neither is.
+    """
+
+    value: float
+    low: float
+    high: float
+    level: float = 0.95
+    unit: str = "patients"
+    rounds: int = 0
+    p: float | None = None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        """Return for example `0.812 (0.774 to 0.845)`; where images were resampled, it says so."""
+        if not np.isfinite(self.value):
+            return f"undefined: {self.reason}" if self.reason else "undefined"
+        if not np.isfinite(self.low):
+            return f"{self.value:.3f} (no interval: {self.reason})"
+        mark = "" if self.unit == "patients" else f"; over {self.unit}"
+        p = "" if self.p is None else f", p = {self.p:.3f}" if self.p >= 0.001 else ", p < 0.001"
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f}{mark}){p}"
+
+
+def bootstrap(
+    score: Callable[[Weights], float],
+    groups: Sequence[str | None],
+    *,
+    rounds: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Return a score with its interval over patients.
+
+    The interval is the expanded percentile interval: quantiles of the resampled scores, at probabilities that are
+    widened as a t-quantile and the factor sqrt(n / (n - 1)) ask for, n being the number of patients. With few patients
+    the plain percentile interval, and BCa too, is too narrow.
+
+    Args:
+        score: Function of how often each image counts, (n_images,) integers of at least 0, that returns the score;
+            NaN where it is undefined.
+        groups: The patient of every image. Where any is None, images are resampled, and the interval says so.
+        rounds: Resamples.
+        seed: Seed of the resamples; the same seed and groups give the same resamples.
+        level: Confidence, in (0, 1).
+
+    Raises:
+        ValueError: An argument out of range.
+
+    Source: T. C. Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69(4), 2015,
+        section 5.3 (expanded percentile); C. A. Field and A. H. Welsh, "Bootstrapping clustered data", JRSS B 69(3),
+        2007 (whole clusters).
+
+    Examples:
+        >>> hits = np.array([1, 0, 1, 1, 1, 0, 1, 1])
+        >>> i = bootstrap(lambda w: float(w @ hits / w.sum()), ["a", "a", "b", "c", "d", "e", "f", "g"])
+        >>> i.value, i.unit, i.low < i.value < i.high
+        (0.75, 'patients', True)
+    """
+    return bootstrap_all(lambda w: {"": score(w)}, groups, rounds=rounds, seed=seed, level=level)[""]
+
+
+def bootstrap_all(
+    score: Scores, groups: Sequence[str | None], *, rounds: int = 1000, seed: int = 0, level: float = 0.95
+) -> dict[str, Interval]:
+    """Return several scores with their intervals, all on the same resamples.
+
+    Args:
+        score: As in `bootstrap`, but returns numbers by name, always the same names.
+        groups: As in `bootstrap`.
+        rounds: As in `bootstrap`.
+        seed: As in `bootstrap`.
+        level: As in `bootstrap`.
+    """
+    resamples = _Resamples(groups, rounds, seed, level)
+    values = dict(score(resamples.once))
+    drawn = resamples.scores(score, tuple(values))
+    return {name: resamples.interval(value, drawn[:, i]) for i, (name, value) in enumerate(values.items())}
+
+
+def paired(
+    score: Callable[[NDArray[np.int64]], float],
+    groups: Sequence[str | None],
+    *,
+    rounds: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Return the difference A - B of two models' scores on the same images, with interval and p-value.
+
+    The interval is that of `bootstrap`, both models being scored on the same resamples of patients. The p-value is that
+    of a permutation test: were the models alike, then for any patient their outputs could as well be exchanged. In each
+    round the two exchange the outputs of a random half of the patients, and p is the share of rounds (of all exchanges,
+    where they are no more than the rounds) whose difference is at least as large as the real one, either way.
+    Note that this tests whether outputs can be exchanged: for scores that rank the detections of many images, models
+    whose confidences mean different things are not alike even if both score the same.
+
+    Args:
+        score: Function of weights (2, n_images): how often each image counts with the output of A, and with that of B.
+            A itself has weights only in the first row; a model that has exchanged some patients has both.
+        groups: As in `bootstrap`.
+        rounds: As in `bootstrap`, also of the permutation test.
+        seed: As in `bootstrap`.
+        level: As in `bootstrap`.
+
+    Source: M. D. Smucker, J. Allan, B. Carterette, "A comparison of statistical significance tests for information
+        retrieval evaluation", CIKM 2007 (paired randomization test); exchanging whole patients is the same test on
+        clusters.
+
+    Examples:
+        >>> hits = np.array([[1, 1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 0, 0, 0, 1, 0]])
+        >>> d = paired(lambda w: float((w * hits).sum() / w.sum()), list("abcdefgh"))
+        >>> d.value, d.p
+        (0.75, 0.03125)
+    """
+    return paired_all(lambda w: {"": score(w)}, groups, rounds=rounds, seed=seed, level=level)[""]
+
+
+def paired_all(
+    score: Scores, groups: Sequence[str | None], *, rounds: int = 1000, seed: int = 0, level: float = 0.95
+) -> dict[str, Interval]:
+    """Return several differences A - B at once; see `paired` and `bootstrap_all`."""
+    resamples = _Resamples(groups, rounds, seed, level)
+
+    def difference(first: Weights, second: Weights) -> dict[str, float]:
+        a, b = score(np.stack([first, second])), score(np.stack([second, first]))
+        return {name: a[name] - b[name] for name in a}
+
+    nobody = np.zeros_like(resamples.once)
+    values = difference(resamples.once, nobody)
+    names = tuple(values)
+    drawn = resamples.scores(lambda w: difference(w, nobody), names)
+    swaps, exact = resamples.swaps()
+    exchanged = np.array([[d[name] for name in names] for swap in swaps for d in [difference(1 - swap, swap)]])
+    result = {}
+    for i, (name, value) in enumerate(values.items()):
+        interval = resamples.interval(value, drawn[:, i])
+        usable = exchanged[:, i][np.isfinite(exchanged[:, i])]
+        p = None
+        if np.isfinite(value) and len(usable) >= _MIN_USABLE * len(swaps):
+            as_large = int((np.abs(usable) >= abs(value) - 1e-12).sum())
+            # The real outputs are one of the exchanges; where these are drawn, they have to be counted in.
+            p = as_large / len(usable) if exact else (as_large + 1) / (len(usable) + 1)
+        result[name] = Interval(**{**vars(interval), "p": p})
+    return result
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for being several, so that the chance of any false finding is kept (Holm's method).
+
+    Args:
+        p_values: p-values, each in [0, 1].
+
+    Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6(2),
+        1979.
+
+    Examples:
+        >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+        [0.03, 0.06, 0.06]
+    """
+    p = np.asarray(p_values, float)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p-values must lie in [0, 1], got {list(p_values)}")
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(stepped, 1.0)
+    return [float(value) for value in corrected]
+
+
+class _Resamples:
+    """Draws of patients, as weights of their images."""
+
+    def __init__(self, groups: Sequence[str | None], rounds: int, seed: int, level: float) -> None:
+        if len(groups) == 0:
+            raise ValueError("there are no images to resample")
+        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+            raise ValueError(f"rounds must be a whole number of at least 1, got {rounds!r}")
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie between 0 and 1, got {level!r}")
+        known = all(group is not None for group in groups)
+        self.unit = "patients" if known else "images"
+        if known:
+            labels = np.unique(np.array([str(group) for group in groups]), return_inverse=True)[1].reshape(-1)
+        else:
+            labels = np.arange(len(groups))
+        self.labels, self.count = labels, int(labels.max()) + 1
+        self.rounds, self.seed, self.level = rounds, seed, level
+        self.once = np.ones(len(groups), np.int64)
+
+    def scores(self, score: Scores, names: Sequence[str]) -> NDArray[np.float64]:
+        """Return the scores (rounds, len(names)) of the resamples; none with one patient, who has no spread."""
+        if self.count < 2:
+            return np.full((0, len(names)), np.nan)
+        generator = np.random.default_rng(self.seed)
+        drawn = np.empty((self.rounds, len(names)))
+        for number in range(self.rounds):
+            times = np.bincount(generator.integers(0, self.count, self.count), minlength=self.count)
+            values = score(times[self.labels])
+            drawn[number] = [values[name] for name in names]
+        return drawn
+
+    def swaps(self) -> tuple[NDArray[np.int64], bool]:
+        """Return which images are exchanged (rounds, n_images), and whether these are all exchanges there are."""
+        if 2**self.count <= self.rounds:
+            every = np.arange(2**self.count)[:, None] >> np.arange(self.count) & 1
+            return every[:, self.labels].astype(np.int64), True
+        generator = np.random.default_rng([self.seed, 1])  # not the numbers of the resamples
+        return generator.integers(0, 2, (self.rounds, self.count))[:, self.labels], False
+
+    def interval(self, value: float, drawn: NDArray[np.float64]) -> Interval:
+        """Return the interval of a score from its resampled values."""
+        usable = drawn[np.isfinite(drawn)]
+        low = high = float("nan")
+        reason = ""
+        if not np.isfinite(value):
+            reason = "not defined on these images"
+        elif self.count < 2:
+            reason = f"only one {self.unit[:-1]}"
+        elif len(usable) < _MIN_USABLE * len(drawn):
+            reason = f"defined in only {len(usable)} of {len(drawn)} resamples"
+        else:
+            low, high = expanded_percentiles(usable, self.count, self.level)
+        return Interval(float(value), low, high, self.level, self.unit, len(usable), None, reason)
+
+
+def expanded_percentiles(drawn: NDArray[np.float64], count: int, level: float) -> tuple[float, float]:
+    """Return the expanded percentile interval of resampled scores.
+
+    Args:
+        drawn: Scores of the resamples.
+        count: Number of the units that were resampled, at least 2.
+        level: Confidence, in (0, 1).
+    """
+    alpha = float(ndtr(np.sqrt(count / (count - 1)) * stdtrit(count - 1, (1 - level) / 2)))
+    low, high = np.quantile(drawn, [alpha, 1 - alpha])
+    return float(low), float(high)
