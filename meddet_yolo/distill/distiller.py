@@ -171,10 +171,10 @@ class MedDetDistiller(nn.Module):
 
         Returns:
             `disc_acc`, accuracy of the discriminators (0.5 is a draw), and `disc_loss`, their loss; `ev_t0`, `ev_t1`,
-            ..., share of each teacher's variance that can be read linearly from the fused map, mean over levels (the measure of collapse);
-            `fused_ev`, its mean over teachers; `fused_var`, variance of the fused map's channels before it is
-            standardised, mean over channels and levels; `w_p0_t0`, ..., share of each teacher in the fusion at each
-            level.
+            ..., share of each teacher's variance that can be read linearly from the fused map, mean over levels (the
+            measure of collapse); `fused_ev`, its mean over teachers; `fused_var`, variance of the fused map's channels
+            before it is standardised, mean over channels and levels; `w_p0_t0`, ..., share of each teacher in the
+            fusion at each level.
         """
         return dict(self._metrics)
 
