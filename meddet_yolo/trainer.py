@@ -150,6 +150,7 @@ class DistillTrainer(DetectionTrainer):
         self._batches_seen = 0  # of this epoch, as the sums below
         self._sums: dict[str, Tensor] = {}
         self._warned = False
+        self._restored_from = self.wdir  # the folder of the checkpoint that is restored, and of its side-car
         self.skipped: list[Skipped] = []
         if self.teachers and not self.ddp:
             self.callbacks["on_train_epoch_end"].insert(0, _report_epoch)
@@ -172,8 +173,12 @@ class DistillTrainer(DetectionTrainer):
         return names
 
     def _load_teachers(self, config: DistillConfig) -> list[nn.Module]:
-        """Load every teacher named in the configuration."""
-        models = []
+        """Load every teacher named in the configuration, and keep the SHA-256 of what was loaded.
+
+        The files are not looked at again: they may be moved or overwritten while the run goes on.
+        """
+        models: list[nn.Module] = []
+        self._digests: list[str] = []  # of a teacher that was given as a model, nothing
         for name in config.teachers:
             if name.startswith("<model "):
                 index = int(name[len("<model ") : -1])
@@ -183,8 +188,15 @@ class DistillTrainer(DetectionTrainer):
                         "same teachers=[...] again to resume it"
                     )
                 models.append(self._given_models[index])
+                self._digests.append("")
             else:
+                before = _digest(name)
                 models.append(load_detector(name, trust=config.trust))
+                self._digests.append(_digest(str(models[-1].pt_path)))  # an official one may have been downloaded
+                if before not in {"", self._digests[-1]}:
+                    raise ValueError(
+                        f"Teacher {name} was changed while it was being loaded; start again when it is written wholly"
+                    )
         return models
 
     @staticmethod
@@ -197,7 +209,11 @@ class DistillTrainer(DetectionTrainer):
             )
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
-        """Restore a run's arguments, ours included; `teachers` and `trust` may be given anew."""
+        """Restore a run's arguments, ours included; `teachers` and `trust` may be given anew.
+
+        The run goes on in the folder that its checkpoint lies in, where the stock trainer would go back to the one that
+        it was started in, even if it had been moved from there (our own decision).
+        """
         ours = {k: v for k, v in overrides.items() if k in OWN_DEFAULTS}
         super().check_resume({k: v for k, v in overrides.items() if k not in ours})
         for key, default in OWN_DEFAULTS.items():
@@ -205,6 +221,9 @@ class DistillTrainer(DetectionTrainer):
                 setattr(self.args, key, default)
         if not self.resume:
             return
+        weights = Path(self.args.resume).absolute().parent
+        if weights.name == "weights" and not overrides.get("save_dir"):
+            self.args.save_dir = str(weights.parent)
         for key, value in ours.items():
             if key in {"teachers", "trust"}:
                 setattr(self.args, key, value)
@@ -496,7 +515,7 @@ class DistillTrainer(DetectionTrainer):
             "optimizer": self.optimizer.state_dict(),
             "distiller": self.distiller.state_dict(),
             "disc_optimizer": self.disc_optimizer.state_dict() if self.disc_optimizer else None,
-            "teachers": [_digest(name) for name in self.distill_config.teachers],
+            "teachers": self._digests,
         }
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
@@ -504,11 +523,11 @@ class DistillTrainer(DetectionTrainer):
         if self.distiller is None:
             super()._load_checkpoint_state(ckpt)
             return
-        path = self.wdir / SIDECAR.format(ckpt.get("epoch", -1))
+        path = self._restored_from / SIDECAR.format(ckpt.get("epoch", -1))
         if not path.exists():
             raise FileNotFoundError(
                 f"{path} is missing: the distillation state of epoch {ckpt.get('epoch', -1) + 1} is kept there and is "
-                "needed to resume; restore the file, or start a new run from last.pt with model=..."
+                "needed to resume; put the file beside the checkpoint, or start a new run from last.pt with model=..."
             )
         state = torch.load(path, map_location=self.device, weights_only=True)
         self._check_digests(state["teachers"])
@@ -523,7 +542,10 @@ class DistillTrainer(DetectionTrainer):
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
         """Resume as the stock trainer does; an epoch that was logged but not saved any more is logged once."""
+        if self.resume:
+            self._restored_from = Path(self.args.resume).parent
         super().resume_training(ckpt)
+        self._restored_from = self.wdir  # a recovery after NaN reads what this run has saved
         if self.start_epoch and RANK in {-1, 0} and self.csv.exists():
             header, *rows = self.csv.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [row for row in rows if int(row.split(",", 1)[0]) <= self.start_epoch]
@@ -532,11 +554,11 @@ class DistillTrainer(DetectionTrainer):
 
     def _check_digests(self, saved: list[str]) -> None:
         """Refuse to resume with other teachers than the run was started with."""
-        current = [_digest(name) for name in self.distill_config.teachers]
+        names, current = self.distill_config.teachers, self._digests
         if len(saved) != len(current):
             raise ValueError(f"The run was started with {len(saved)} teachers, but {len(current)} are given now")
-        for name, before, now in zip(self.distill_config.teachers, saved, current, strict=True):
-            if before != now:
+        for name, before, now in zip(names, saved, current, strict=True):
+            if before and before != now:
                 raise ValueError(
                     f"Teacher {name} is not the file that the run was started with (its SHA-256 differs); "
                     "pass the original with teachers=[...]"
@@ -560,7 +582,7 @@ def _level_name(name: str, strides: list[float]) -> str:
 
 
 def _digest(name: str) -> str:
-    """Return the SHA-256 of a teacher file, or nothing for a teacher that was given as a model."""
+    """Return the SHA-256 of a file, or nothing where there is none."""
     path = Path(name)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 

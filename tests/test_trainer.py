@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import logging
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
 from meddet_yolo import DistillTrainer, MedDet
+from meddet_yolo.registry import load_detector
 
 STUDENT = "meddet11-n.yaml"
 Settings = dict[str, Any]
@@ -377,6 +380,84 @@ def test_kill_9_and_resume(settings: Settings, teachers: list[str], tmp_path: Pa
     assert sorted(p.name for p in folder.iterdir()) == ["best.pt", "last.pt"]
 
 
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture
+def interrupted_run(settings: Settings, teachers: list[str]) -> Path:
+    """Return the folder of a run that stopped in its second epoch of two."""
+    model = MedDet(STUDENT)
+
+    def stop(trainer: DistillTrainer) -> None:
+        if trainer.epoch == 1:
+            raise Interrupted
+
+    model.add_callback("on_train_batch_end", stop)
+    with pytest.raises(Interrupted):
+        model.train(teachers=teachers, **settings)
+    return run_files(settings)
+
+
+@pytest.mark.parametrize("how", ["moved", "copied", "another save_dir"])
+def test_a_run_goes_on_in_another_folder(interrupted_run: Path, tmp_path: Path, how: str) -> None:
+    folder, new = interrupted_run, tmp_path / "elsewhere" / "new"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    extra = {}
+    if how == "moved":
+        new.parent.mkdir()
+        folder.rename(new)
+    elif how == "copied":
+        shutil.copytree(folder, new)
+    else:
+        extra["save_dir"] = str(new)
+    last = (folder if extra else new) / "weights" / "last.pt"
+    MedDet(last).train(resume=True, **extra)
+    rows = list(csv.DictReader((new / "results.csv").open()))
+    assert [int(row["epoch"]) for row in rows] == ([2] if extra else [1, 2])
+    assert sorted(p.name for p in (new / "weights").iterdir()) == ["best.pt", "last.pt"]
+    if how == "moved":
+        assert not folder.exists()
+    else:
+        assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_checkpoint_without_its_run_takes_the_side_car_beside_it(interrupted_run: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(interrupted_run / "weights" / "last.pt", alone)
+    with pytest.raises(FileNotFoundError, match=r"alone/distill-epoch0\.pt is missing"):
+        MedDet(alone / "last.pt").train(resume=True)  # what lies in the run's folder may be of another run by now
+    (interrupted_run / "weights" / "distill-epoch0.pt").rename(alone / "distill-epoch0.pt")
+    MedDet(alone / "last.pt").train(resume=True)
+    assert [int(row["epoch"]) for row in csv.DictReader((interrupted_run / "results.csv").open())] == [1, 2]
+
+
+def test_teachers_are_known_by_what_was_loaded(
+    settings: Settings, teachers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = [shutil.copy(path, tmp_path) for path in teachers]
+    trainer = prepared(settings, teachers=copies)
+    expected = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in teachers]
+    shutil.copy(copies[1], copies[0])
+    Path(copies[1]).unlink()
+    assert trainer._state()["teachers"] == expected
+    trainer._check_digests(expected)
+    trainer._check_digests(["", expected[1]])  # one that was given as a loaded model cannot be judged
+    with pytest.raises(ValueError, match="not the file that the run was started with"):
+        trainer._check_digests(expected[::-1])
+
+    def overwritten(name: str, trust: bool) -> Any:
+        model = load_detector(name, trust=trust)
+        shutil.copy(teachers[1], name)
+        return model
+
+    shutil.copy(teachers[0], copies[0])
+    monkeypatch.setattr("meddet_yolo.trainer.load_detector", overwritten)
+    with pytest.raises(ValueError, match="was changed while it was being loaded"):
+        prepared(settings, teachers=copies[0])
+
+
 def test_a_lost_side_car_is_named(settings: Settings, teachers: list[str]) -> None:
     last = killed_run(settings, teachers)
     (last.parent / "distill-epoch0.pt").unlink()
@@ -531,8 +612,6 @@ def test_other_classes_are_refused(
 
 
 def copied_data(data: Path, target: Path, edit: Callable[[Path], None]) -> str:
-    import shutil
-
     shutil.copytree(data.parent, target, ignore=shutil.ignore_patterns("*.cache"))
     for label in (target / "labels" / "train").glob("*.txt"):
         edit(label)
