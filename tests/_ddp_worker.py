@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,6 @@ class CpuParallel(nn.parallel.DistributedDataParallel):
 
     def __init__(self, module: nn.Module, device_ids: Any = None, **kwargs: Any) -> None:
         super().__init__(module, **kwargs)
-
-
-nn.parallel.DistributedDataParallel = CpuParallel  # type: ignore[misc]
 
 
 class GlooTrainer(DistillTrainer):
@@ -56,6 +54,15 @@ class GlooTrainer(DistillTrainer):
         """The state is compared as training leaves it."""
 
 
+class Interrupted(Exception):
+    """What ends the first part of a run that is to be resumed."""
+
+
+def interrupt(trainer: GlooTrainer) -> None:
+    if trainer.epoch == 1:
+        raise Interrupted
+
+
 def digest(tensors: Any) -> str:
     total = hashlib.sha256()
     for tensor in tensors:
@@ -63,18 +70,35 @@ def digest(tensors: Any) -> str:
     return total.hexdigest()
 
 
-def main() -> None:
-    settings, out = json.loads(sys.argv[1]), Path(sys.argv[2])
-    trainer = GlooTrainer(overrides=settings)
-    losses: list[dict[str, float]] = []
-    trainer.add_callback("on_train_batch_end", lambda t: losses.append({k: float(v) for k, v in t.loss_items.items()}))
-    trainer.train()
-    model = trainer.model.module
-    assert trainer.distiller is not None
-    report = {
-        "student": digest(model.parameters()),
+def parts(trainer: GlooTrainer) -> dict[str, str]:
+    """Return a digest of what every process must have alike."""
+    assert trainer.distiller is not None and trainer.disc_optimizer is not None
+    moments = [v for o in (trainer.optimizer, trainer.disc_optimizer) for s in o.state.values() for v in s.values()]
+    return {
+        "student": digest(trainer.model.module.parameters()),
         "distiller": digest(trainer.distiller.main_parameters()),
         "discriminator": digest(trainer.distiller.discriminator_parameters()),
+        "optimizers": digest(moments),
+    }
+
+
+def main() -> None:
+    nn.parallel.DistributedDataParallel = CpuParallel  # type: ignore[misc]
+    settings, out = json.loads(sys.argv[1]), Path(sys.argv[2])
+    interrupted = settings.pop("interrupt", False)
+    trainer = GlooTrainer(overrides=settings)
+    losses: list[dict[str, float]] = []
+    restored: dict[str, str] = {}
+    if interrupted:
+        trainer.add_callback("on_train_batch_end", interrupt)
+    trainer.add_callback("on_train_start", lambda t: restored.update(parts(t)))
+    trainer.add_callback("on_train_batch_end", lambda t: losses.append({k: float(v) for k, v in t.loss_items.items()}))
+    with suppress(Interrupted):
+        trainer.train()
+    report = {
+        **parts(trainer),
+        "start_epoch": trainer.start_epoch,
+        "restored": restored,
         "losses": losses,
         "disc_steps": trainer.disc_steps,
     }
