@@ -40,6 +40,7 @@ _THEIR_COMMANDS = ("checks", "cfg", "copy-cfg", "login", "logout", "solutions") 
 _OWN_COMMANDS = {
     "info": ("meddet_yolo.evaluate.info", "info"),
     "benchmark": ("meddet_yolo.benchmark", "benchmark"),
+    "compare": ("meddet_yolo.compare", "compare"),
     "convert": ("meddet_yolo.data.convert", "convert_command"),
     "phantom": ("meddet_yolo.data.phantom", "generate_phantom"),
     "quickstart": ("meddet_yolo.quickstart", "quickstart"),
@@ -61,6 +62,8 @@ meddet: distil several YOLO detectors into one small one, inside Ultralytics
   meddet export  model=best.pt format=engine [runtime=rtx] [precision=fp16|int8|fp8|fp32] [data=d.yaml]
 
   meddet benchmark model=[a.pt,b.engine] data=d.yaml imgsz=512 backends=[pytorch,onnxruntime,tensorrt]
+
+  meddet compare data=d.yaml student=meddet11-n.yaml methods=[none,meddet] teachers=[a.pt] seeds=3 folds=4     intervals
 
   meddet quickstart [out=DIR] [device=cpu]      the whole job on generated images, in under ten minutes
   meddet phantom out=DIR [patients=914] [seed=0] [imgsz=512] [preset=paper|small|tiny]      only make the images
@@ -446,11 +449,13 @@ def _run_own(command: str, args: list[str]) -> None:
 def _call(function: Callable[..., Any], command: str, args: Sequence[str]) -> Any:
     """Call a function with key=value arguments, its parameters being the valid keys."""
     words, options = _parse(args)
-    parameters = inspect.signature(function).parameters
+    parameters = dict(inspect.signature(function).parameters)
+    takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters.values())  # and checks them itself
+    parameters = {key: p for key, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
     if words:
         raise UsageError(f"{words[0]!r} is not understood: `meddet {command}` takes key=value only")
     for key in options:
-        if key not in parameters:
+        if key not in parameters and not takes_more:
             raise UsageError(f"{key}= is no argument of `meddet {command}`: {_nearest(key, tuple(parameters))}")
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in options:

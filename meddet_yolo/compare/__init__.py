@@ -1,0 +1,5 @@
+"""Methods, students, seeds and folds compared by one command, with intervals."""
+
+from meddet_yolo.compare.run import compare
+
+__all__ = ["compare"]

@@ -1,0 +1,160 @@
+"""`compare`: methods x students x seeds x folds on one data set, by one call."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from meddet_yolo.compare.executor import Executor, LocalExecutor, devices_of
+from meddet_yolo.compare.files import RESULT, RUNS, read_json
+from meddet_yolo.compare.folds import make_folds, read_images, write_folds
+from meddet_yolo.compare.harness import execute, locked, prepare
+from meddet_yolo.compare.plan import Plan, make_plan
+
+__all__ = ["compare"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """The arguments of `compare` with their defaults."""
+
+    data: Any = None
+    student: Any = None
+    methods: Any = ("none",)
+    teachers: Any = ()
+    seeds: Any = 1
+    folds: int = 4
+    out: Any = "compare-out"
+    patient: str | None = None
+    fold_seed: int = 0
+    device: Any = None
+    jobs: int | None = None
+    threads: int = 1
+    workers: int | None = None
+    nice: int = 0
+
+
+def compare(
+    data: str | Path | None = None,
+    student: Any = None,
+    methods: Any = None,
+    teachers: Any = None,
+    seeds: Any = None,
+    folds: int | None = None,
+    out: str | Path | None = None,
+    *,
+    cfg: str | Path | None = None,
+    patient: str | None = None,
+    fold_seed: int | None = None,
+    device: Any = None,
+    jobs: int | None = None,
+    threads: int | None = None,
+    workers: int | None = None,
+    nice: int | None = None,
+    **training: Any,
+) -> str:
+    r"""Compare methods of training a student on patients that none of the runs was trained on.
+
+    Every run is a process of its own with a folder and a log. Whatever is interrupted goes on by the same call: runs
+    that are finished are not repeated, those that were under way resume. Every run is measured with the weights of its
+    last epoch; no epoch is chosen by its score. The data set's folder is only read.
+
+    Args:
+        data: YAML of the data set.
+        student: Model of the student, several, or a mapping of short names to models.
+        methods: Names: `none` (the labels alone), `native` (Ultralytics' own `distill_model=`, from the first teacher)
+            or a value of `distill=`. Or a mapping of names of your own to keys of the training:
+            `{"low": {"lr0": 1e-4}}`; `student` in it replaces the model, `distill` hands the teachers over, and
+            `inherit: auto` without `distill` inherits from the first teacher. Default: `none`.
+        teachers: Checkpoints, used in every fold; or mappings such as `{"model": "yolo11s.yaml", "epochs": 60}`,
+            trained once in each fold on the same images as its students.
+        seeds: Number of seeds, or a list of them. Default: 1.
+        folds: Number of folds, by patient, over all images of `train` and `val`; 1 keeps the data set's own parts and
+            measures on `test`, or `val` where there is none. Default: 4.
+        out: Folder of the comparison. Default: `compare-out`.
+        cfg: A YAML with any of these keys; those given beside it win.
+        patient: What tells the patient of an image, see `meddet_yolo.compare.folds.read_images`.
+        fold_seed: Seed of the division into folds. Default: 0.
+        device: Device, or several GPUs that the runs are spread over. Default: all GPUs, or the CPU.
+        jobs: Number of runs at once. Default: one for each GPU; on the CPU as many as its cores allow.
+        threads: Threads of each run. Default: 1.
+        workers: Workers of each run's data loader. Default: 0 on the CPU, else 4.
+        nice: Niceness of the runs. Default: 0.
+        **training: Keys that all trainings share: `epochs`, `imgsz`, `batch`, ...
+
+    Returns:
+        The table.
+
+    Raises:
+        FileNotFoundError: If the data set, a model or a checkpoint is not there.
+        PermissionError: If `out` cannot be written to.
+        RuntimeError: If another comparison is at work in `out`.
+        ValueError: If an argument is not valid, the patients are not known or fewer than the folds, or `out` holds
+            a comparison that differs.
+
+    Examples:
+        >>> compare("d.yaml", "meddet11-n.yaml", ["none", "meddet"], ["a.pt"], seeds=3, epochs=60)  # doctest: +SKIP
+    """
+    given = {key: value for key, value in locals().items() if key not in ("cfg", "training") and value is not None}
+    recipe = _recipe(Path(cfg).expanduser()) if cfg is not None else {}
+    own = {field.name for field in fields(_Settings)}
+    merged = {**recipe, **training, **given}
+    settings = _Settings(**{key: value for key, value in merged.items() if key in own})
+    shared = {key: value for key, value in merged.items() if key not in own}
+    if settings.data is None:
+        raise ValueError("data= is missing: the YAML of the data set, for example data=d.yaml")
+    data_set = Path(settings.data).expanduser().resolve()
+    plan = make_plan(settings.student, settings.methods, settings.teachers, settings.seeds, settings.folds, shared)
+    items = read_images(data_set, settings.patient)
+    folds_made = make_folds(items, settings.folds, settings.fold_seed)
+    place = Path(settings.out).expanduser().resolve()
+    executor = _executor(settings)
+    with locked(place):
+        runs = plan.runs()
+        prepare(place, runs, write_folds(place / "folds", data_set, items, folds_made))
+        for warning in plan.warnings:
+            print(f"warning: {warning}", flush=True)
+        failed = execute(place, runs, executor)
+    return _summary(place, plan, failed)
+
+
+def _recipe(file: Path) -> dict[str, Any]:
+    """Read a plan's YAML; paths in it are relative to the folder that the command is called in."""
+    if not file.is_file():
+        raise FileNotFoundError(f"cfg={file}: no such file")
+    try:
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8-sig")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"cfg={file} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"cfg={file} must hold 'key: value' lines, got a {type(recipe).__name__}")
+    return {str(key): value for key, value in recipe.items()}
+
+
+def _executor(settings: _Settings) -> Executor:
+    """Return where the runs are executed."""
+    for name, value, least in (("jobs", settings.jobs, 1), ("threads", settings.threads, 1),
+                               ("workers", settings.workers, 0)):  # fmt: skip
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+    devices = devices_of(settings.device)
+    on_cpu = devices == ["cpu"]
+    slots = settings.jobs or (max(1, (os.cpu_count() or 1) // settings.threads) if on_cpu else len(devices))
+    workers = settings.workers if settings.workers is not None else 0 if on_cpu else 4
+    return LocalExecutor(devices, slots, threads=settings.threads, workers=workers, nice=settings.nice)
+
+
+def _summary(out: Path, plan: Plan, failed: dict[str, str]) -> str:
+    """Return the mean of each method's scores over folds and seeds."""
+    scores: dict[tuple[str, str], list[float]] = {}
+    for spec in plan.runs():
+        file = out / RUNS / spec.name / RESULT
+        if file.is_file():
+            key = (spec.student, spec.method or "(teacher)")
+            scores.setdefault(key, []).append(read_json(file)["fold_scores"]["mAP50-95"])
+    lines = [f"{student} {method}: {sum(s) / len(s):.3f} ({len(s)} runs)" for (student, method), s in scores.items()]
+    return "\n".join([*lines, *(f"{name} failed: {reason}" for name, reason in failed.items())])
