@@ -278,6 +278,7 @@ def test_tasks_are_guessed_from_modules() -> None:
     [
         (BaseTrainer, "_setup_train", ["self"]),
         (BaseTrainer, "save_model", ["self"]),
+        (BaseTrainer, "_model_train", ["self"]),
         (BaseTrainer, "_load_checkpoint_state", ["self", "ckpt"]),
         (BaseTrainer, "resume_training", ["self", "ckpt"]),
         (BaseTrainer, "optimizer_step", ["self"]),
@@ -313,6 +314,7 @@ def test_trainer_hooks_keep_their_signature(owner: type, method: str, wanted: li
         ("_do_train", ["self._handle_nan_recovery(", "self.label_loss_items(self.tloss)", "criterion.update()"]),
         ("_do_train", ["loss, self.loss_items = self.model(batch)", "self.loss = loss.sum()", "*= self.world_size"]),
         ("_do_train", ['run_callbacks("on_train_epoch_end")', "tuple(self.loss_items)"]),
+        ("check_resume", ["self.args.model = self.args.resume = str(last)", '"save_dir"', "self.resume = resume"]),
         ("resume_training", ["self._load_checkpoint_state(ckpt)"]),
         ("_handle_nan_recovery", ["self._load_checkpoint_state(ckpt)"]),
         ("save_model", ["self.ema.ema", "ema.criterion = None", "self.last.write_bytes", "self.best.write_bytes"]),
@@ -322,6 +324,13 @@ def test_the_training_loop_calls_the_hooks(method: str, called: list[str]) -> No
     source = inspect.getsource(getattr(BaseTrainer, method))
     for text in called:
         holds(text in source, f"BaseTrainer.{method} no longer has `{text}`", "trainer.py")
+
+
+def test_every_pass_over_the_data_begins_with_model_train() -> None:
+    source = inspect.getsource(BaseTrainer._do_train)
+    begin, over = source.find("self._model_train()"), source.find("for i, batch in pbar")
+    inside = source.find("while True:") < begin < over and source.count("self._model_train()") == 1
+    holds(inside, "BaseTrainer._do_train no longer calls _model_train() once before every epoch", "trainer.py")
 
 
 def test_validation_in_training_reads_the_trainers_loss_items() -> None:
