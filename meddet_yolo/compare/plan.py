@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from meddet_yolo.console import as_list
 from meddet_yolo.data.mri_noise import MRINoiseConfig
 from meddet_yolo.distill.config import METHODS, DistillConfig
 from meddet_yolo.model import OWN_KEYS
+from meddet_yolo.registry import resolve_model_yaml
 
-__all__ = ["Method", "Plan", "RunSpec", "Teacher", "make_plan"]
+__all__ = ["Method", "Plan", "RunSpec", "Teacher", "make_plan", "with_head"]
 
 # Keys of a training that a comparison sets itself.
 _RESERVED = frozenset(
@@ -40,12 +43,14 @@ class Method:
         keys: Keys of the training that make it up.
         teachers: Which of the plan's teachers it learns from, by name; None is all of them, where it learns from any.
         student: Models in place of the plan's: one for all students, or one for each by the student's name.
+        head: Options of the head that replace those in the model's YAML.
     """
 
     name: str
     keys: Mapping[str, Any] = field(default_factory=dict)
     teachers: tuple[str, ...] | None = None
     student: str | Mapping[str, str] | None = None
+    head: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def distills(self) -> bool:
@@ -91,6 +96,7 @@ class RunSpec:
         trained: Whether the model is trained; a checkpoint that is given is only measured.
         needs: Names of the runs that must be finished before.
         digest: Hash of the model's file, where it is one of the user's.
+        head: Options of the head that replace those in the model's YAML.
     """
 
     name: str
@@ -104,6 +110,7 @@ class RunSpec:
     trained: bool = True
     needs: tuple[str, ...] = ()
     digest: str = ""
+    head: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,9 @@ class Plan:
                 if training.get(key) == "auto" and not method.distills:
                     training[key] = f"<{needs[0]}>"
         name = f"{student}-{method.name}-seed{seed}-fold{fold}"
-        return RunSpec(name, "student", student, method.name, seed, fold, model, training, True, needs, _digest(model))
+        return RunSpec(
+            name, "student", student, method.name, seed, fold, model, training, True, needs, _digest(model), method.head
+        )
 
 
 def make_plan(student: Any, methods: Any, teachers: Any, seeds: Any, folds: int, training: Mapping[str, Any]) -> Plan:
@@ -195,9 +204,11 @@ def make_plan(student: Any, methods: Any, teachers: Any, seeds: Any, folds: int,
     for method in plan.methods:
         _check_keys(method.keys, f"method {method.name}")
         _check_values({**plan.training, **method.keys}, f"method {method.name}")
-    models = {spec.model for spec in plan.runs()}
-    for model in sorted(models):
+    for model in sorted({spec.model for spec in plan.runs()}):
         _check_model(model)
+    for spec in plan.runs():
+        if spec.head:
+            with_head(spec.model, spec.head)
     return plan
 
 
@@ -268,7 +279,9 @@ def _method(name: str, keys: Any, students: Mapping[str, str], teachers: Sequenc
     if keys is not None and not isinstance(keys, Mapping):
         raise ValueError(f"method {name} must be keys of a training, such as {{inherit: auto}}, got {keys!r}")
     keys = {**base, **(keys or {})}
-    student = keys.pop("student", None)
+    student, head = keys.pop("student", None), keys.pop("head", None) or {}
+    if not isinstance(head, Mapping):
+        raise ValueError(f"method {name}: head must be options of the head, such as {{inject: gate}}, got {head!r}")
     if isinstance(student, Mapping):
         lacking = set(students) - {str(key) for key in student}
         if lacking:
@@ -284,7 +297,28 @@ def _method(name: str, keys: Any, students: Mapping[str, str], teachers: Sequenc
         if unknown:
             raise ValueError(f"method {name}: {unknown!r} is none of the teachers {', '.join(by_model.values())}")
     keys.pop("teachers", None)
-    return Method(_safe(name), keys, chosen or None, student)
+    return Method(_safe(name), keys, chosen or None, student, head)
+
+
+def with_head(model: str, head: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's YAML with other options of its head, which is its last row.
+
+    Raises:
+        ValueError: If the model is none of a YAML whose head has options.
+
+    Examples:
+        >>> with_head("meddet11-n.yaml", {"branches": ["cls"]})["head"][-1][-1][-1]["branches"]
+        ['cls']
+    """
+    path = resolve_model_yaml(model) or Path(model)
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    arguments = content["head"][-1][-1] if path.suffix in {".yaml", ".yml"} and content.get("head") else []
+    if not arguments or not isinstance(arguments[-1], dict):
+        raise ValueError(
+            f"head={dict(head)} needs a model whose head has options, such as meddet11-n.yaml, got {model}"
+        )
+    arguments[-1].update(head)
+    return content
 
 
 def _seeds(given: Any) -> tuple[int, ...]:

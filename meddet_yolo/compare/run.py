@@ -68,8 +68,9 @@ def compare(
         student: Model of the student, several, or a mapping of short names to models.
         methods: Names: `none` (the labels alone), `native` (Ultralytics' own `distill_model=`, from the first teacher)
             or a value of `distill=`. Or a mapping of names of your own to keys of the training:
-            `{"low": {"lr0": 1e-4}}`; `student` in it replaces the model, `distill` hands the teachers over, and
-            `inherit: auto` without `distill` inherits from the first teacher. Default: `none`.
+            `{"low": {"lr0": 1e-4}}`. In it, `student` replaces the model, `head` holds options of its head, `distill`
+            hands the teachers over, and `inherit: auto` without `distill` inherits from the first teacher. Default:
+            `none`.
         teachers: Checkpoints, used in every fold; or mappings such as `{"model": "yolo11s.yaml", "epochs": 60}`,
             trained once in each fold on the same images as its students.
         seeds: Number of seeds, or a list of them. Default: 1.

@@ -18,7 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from meddet_yolo.compare.files import FOUND, PROGRESS, REASON, RESULT, SPEC, WEIGHTS, read_json, write_json
+from meddet_yolo.compare.plan import with_head
 
 __all__ = ["main"]
 
@@ -121,7 +124,7 @@ class _Training:
         if state != "complete":
             self.steps["parts"] += 1
             on = {"device": self.options["device"], "workers": self.options["workers"]}
-            model = MedDet(str(last) if state == "interrupted" else self.spec["model"])
+            model = MedDet(str(last) if state == "interrupted" else self._model())
             for event in ("on_train_epoch_start", "on_train_batch_start", "on_train_batch_end", "on_train_epoch_end"):
                 model.add_callback(event, getattr(self, f"_{event}"))
             if state == "interrupted":
@@ -134,6 +137,15 @@ class _Training:
             raise RuntimeError("the training left no last.pt")
         os.replace(last, self.folder / WEIGHTS)
         shutil.rmtree(last.parent)
+
+    def _model(self) -> str:
+        """Return the model to start from; with other options of its head, a file of its own."""
+        model = str(self.spec["model"])
+        if not self.spec["head"]:
+            return model
+        file = self.folder / Path(model).name
+        file.write_text(yaml.safe_dump(with_head(model, self.spec["head"]), sort_keys=False), encoding="utf-8")
+        return str(file)
 
     def result(self) -> dict[str, Any]:
         """Return what the training took."""

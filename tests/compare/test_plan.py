@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from meddet_yolo.compare.plan import make_plan
+from meddet_yolo.compare.plan import make_plan, with_head
 
 
 def plan(student="yolo11n.yaml", methods=("none",), teachers=(), seeds=1, folds=2, **training):
@@ -71,6 +71,15 @@ def test_a_method_can_choose_teachers_and_students(tmp_path):
     assert {r.needs for r in runs if r.method == "one"} == {("teacher-yolo11m-fold0",)}
 
 
+def test_a_method_can_change_the_options_of_the_head():
+    runs = plan("meddet11-n.yaml", {"stock": {"head": {"branches": []}}, "own": {}}).runs()
+    assert [dict(r.head) for r in runs] == [{"branches": []}, {}] * 2
+    content = with_head("meddet11-n.yaml", {"branches": []})
+    before = with_head("meddet11-n.yaml", {})
+    assert content["head"][-1][-1][-1]["branches"] == [] != before["head"][-1][-1][-1]["branches"]
+    assert content["backbone"] == before["backbone"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -94,6 +103,7 @@ def test_a_method_can_choose_teachers_and_students(tmp_path):
             {"methods": {"a": {"distill": "meddet", "teachers": ["b"]}}, "teachers": ["yolo11s.yaml"]},
             "'b' is none of the",
         ),
+        ({"methods": {"a": {"head": {"inject": "act"}}}}, "needs a model whose head has options"),
         ({"methods": {"a": {"student": {"x": "yolo11n.yaml"}}}}, "no model for student yolo11n"),
     ],
 )
