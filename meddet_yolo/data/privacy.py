@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,17 @@ def identity_words(header: Any) -> frozenset[str]:
     words = set()
     for keyword in IDENTIFYING:
         value = header.get(keyword)
-        for text in value if isinstance(value, (list, tuple)) else [value]:
+        # pydicom's own list of values is a sequence, but neither a list nor a tuple.
+        several = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+        for text in value if several else [value]:
             text = str(text or "").strip().lower()
             if keyword in _NAMES:
                 parts = re.split(r"[\^=\s,]+", text)
                 words |= {part for part in parts if len(part) > 1 or not part.isascii()}
             elif len(text) > 3:  # a shorter number is part of too many file names
                 words.add(text)
-    return frozenset(words - {""})
+    others = header.get("OtherPatientIDsSequence") or []
+    return frozenset(words - {""}).union(*(identity_words(item) for item in others))
 
 
 def redact(text: str, words: Iterable[str]) -> str:
