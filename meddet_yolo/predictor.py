@@ -275,7 +275,7 @@ class VolumeLoader:
 
     def _skip(self, item: Skipped) -> Skipped:
         """Note a file that turned out unreadable."""
-        item = Skipped(Path(redact(str(item.path), self.found.words)), item.reason)
+        item = item.masked(self.found.words)
         self.skipped.append(item)
         LOGGER.warning(f"skipped {item}")
         return item
@@ -312,7 +312,8 @@ class MedDetPredictor(DetectionPredictor):
         self.imgsz = check_imgsz(self.args.imgsz, stride=stride or self.model.stride, min_dim=2)
         found = find_volumes(source.source, source.slices)
         videos = [path for path in found.beside if _suffix(path) in VID_FORMATS]
-        found.skipped += [Skipped(path, "a video beside DICOM or NIfTI; give it by itself") for path in videos]
+        alone = "a video beside DICOM or NIfTI; give it by itself"
+        found.skipped += [Skipped(path, alone).masked(found.words) for path in videos]
         for note in found.notes:
             LOGGER.warning(note)
         for skipped in found.skipped:

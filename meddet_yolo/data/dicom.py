@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meddet_yolo.data.grey import percentile_grey, scaled_grey
-from meddet_yolo.data.privacy import identity_words, silent
+from meddet_yolo.data.privacy import IDENTIFYING, identity_words, silent
 
-__all__ = ["DicomFrame", "DicomReference", "VolumeError", "is_dicom", "read_frame", "read_header", "require"]
+__all__ = ["DicomFrame", "DicomReference", "VolumeError", "is_dicom", "load", "read_frame", "read_header", "require"]
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
 _NO_IMAGE = {"SEG": "a segmentation", "RTDOSE": "a dose grid", "RTSTRUCT": "contours", "RTPLAN": "a treatment plan"}
@@ -33,7 +33,16 @@ _DECODERS = {
 
 
 class VolumeError(ValueError):
-    """A file cannot be used as an image; the message is the reason, without the file's name."""
+    """A file cannot be used as an image; the message is the reason, without the file's name.
+
+    Args:
+        reason: The message.
+        words: Words of the file's header that name the patient, to mask in the file's name.
+    """
+
+    def __init__(self, reason: str, words: frozenset[str] = frozenset()) -> None:
+        super().__init__(reason)
+        self.words = words
 
 
 @dataclass(frozen=True)
@@ -112,8 +121,13 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def _load(path: Path, *, pixels: bool) -> Any:
-    """Read a file's data set, with or without its pixels."""
+def load(path: Path, *, pixels: bool) -> Any:
+    """Read a file's data set, with or without its pixels, and quietly.
+
+    Raises:
+        VolumeError: If the file cannot be opened or is no DICOM; the message is the reason without the file's name.
+        ImportError: If pydicom is missing.
+    """
     pydicom = require("pydicom")
     # pydicom's warnings quote values, and a value may be the patient's name. A filter is set at every call, because
     # others (pytest, users) reset them; setting one that is there already costs nothing.
@@ -133,7 +147,7 @@ def _load(path: Path, *, pixels: bool) -> Any:
 @lru_cache(maxsize=2)
 def _many_frames_header(path: Path, _mtime: int) -> Any:
     """Return the header of a multi-frame file, read once for its frames."""
-    return _load(path, pixels=False)
+    return load(path, pixels=False)
 
 
 def read_header(path: str | Path) -> list[DicomFrame]:
@@ -147,17 +161,20 @@ def read_header(path: str | Path) -> list[DicomFrame]:
         ImportError: If pydicom is missing.
     """
     path = Path(path)
-    dataset = _load(path, pixels=False)
-    try:
-        with silent("pydicom"):  # values are looked at when they are asked for
-            return _frames(path, dataset)
-    except VolumeError:
-        raise
-    except Exception as error:  # a value that cannot be what its tag says; the text may quote it, so it is left out
-        raise VolumeError(f"damaged DICOM header ({type(error).__name__})") from error
+    dataset = load(path, pixels=False)
+    with silent("pydicom"):  # values are looked at when they are asked for
+        words = identity_words(dataset)  # before anything is refused: a refused file is named too
+        try:
+            for keyword in IDENTIFYING:
+                dataset.get(keyword)  # a name that cannot be read could not be masked
+            return _frames(path, dataset, words)
+        except VolumeError as error:
+            raise VolumeError(str(error), words) from error
+        except Exception as error:  # a value that cannot be what its tag says; the text may quote it: left out
+            raise VolumeError(f"damaged DICOM header ({type(error).__name__})", words) from error
 
 
-def _frames(path: Path, dataset: Any) -> list[DicomFrame]:
+def _frames(path: Path, dataset: Any, words: frozenset[str]) -> list[DicomFrame]:
     """Check a header and describe each of its frames."""
     _refuse_non_images(dataset)
     rows, columns = int(dataset.Rows), int(dataset.Columns)
@@ -166,7 +183,6 @@ def _frames(path: Path, dataset: Any) -> list[DicomFrame]:
     count = int(dataset.get("NumberOfFrames") or 1)
     if count < 1:
         raise VolumeError(f"NumberOfFrames is {count}, expected at least 1")
-    words = identity_words(dataset)
     kinds = ("StudyInstance", "SeriesInstance", "SOPClass", "SOPInstance")
     study, series, sop_class, sop_instance = (str(dataset.get(f"{kind}UID") or "") for kind in kinds)
     frames = []
@@ -278,7 +294,7 @@ def _read_frame(frame: DicomFrame, window: str | tuple[float, float]) -> NDArray
     """Decode a frame to grey."""
     pixels = require("pydicom.pixels")
     if frame.frames == 1:
-        dataset = _load(frame.path, pixels=True)
+        dataset = load(frame.path, pixels=True)
     else:  # the functional groups of many frames take long to parse
         dataset = _many_frames_header(frame.path, frame.path.stat().st_mtime_ns)
     if frame.frames == 1 and not any(k in dataset for k in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):

@@ -7,7 +7,6 @@ from pathlib import Path
 import cv2
 
 from meddet_yolo.data.grey import checked_window
-from meddet_yolo.data.privacy import redact
 from meddet_yolo.data.search import find_volumes
 from meddet_yolo.data.volumes import Skipped
 
@@ -45,7 +44,7 @@ def write_pictures(
     for volume in found.volumes:
         for item in volume.read(view):
             if isinstance(item, Skipped):
-                skipped.append(Skipped(Path(redact(str(item.path), found.words)), item.reason))
+                skipped.append(item.masked(found.words))
                 continue
             name, number = item.name, 1
             while name in names:  # of another folder

@@ -137,6 +137,7 @@ def _add(found: Found, files: Sequence[Path], slices: str | int, folder: Path | 
                 continue
             frames = read_header(path)
         except VolumeError as error:
+            found.words |= error.words
             found.skipped.append(Skipped(path, str(error)))
             continue
         found.words |= frames[0].words

@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from meddet_yolo.data.privacy import redact
+from meddet_yolo.data.dicom import VolumeError, read_header
+from meddet_yolo.data.nifti import is_nifti
 from meddet_yolo.data.search import CACHE_SUFFIX
-from meddet_yolo.data.volumes import Skipped, Volume, VolumeError, choose, open_volume, stem_of
+from meddet_yolo.data.volumes import Skipped, Volume, choose, open_volume, stem_of
 
 __all__ = ["CachedSlices", "cache_slices"]
 
@@ -83,15 +84,31 @@ def cache_slices(
             todo = [file for file in members if not store.has(file, wanted[file], window)]
             taken = store.names(set(members) - set(todo))
             done = pool.map(lambda file: _decode(file, wanted[file], window), todo)  # noqa: B023, used up in this turn
+            failed: list[Skipped] = []
             for file, found in zip(todo, progress(done, len(todo)) if todo else (), strict=True):
                 pictures, skipped = found
-                result.skipped += skipped
+                failed += skipped
                 if pictures:
                     store.add(file, wanted[file], window, pictures, taken, complete=not skipped)
+            if failed:  # all headers are asked, also of files that are decoded, so that names do not depend on these
+                words = _words(members)
+                result.skipped += [item.masked(words) for item in failed]
             store.save(keep=set(members))
             for file in members:
                 result.labels.update(store.pictures(file))
     return result
+
+
+def _words(files: Iterable[Path]) -> frozenset[str]:
+    """Return the words that name the patients of some files."""
+    words: frozenset[str] = frozenset()
+    for file in files:
+        if not is_nifti(file):
+            try:
+                words |= read_header(file)[0].words
+            except VolumeError as error:
+                words |= error.words
+    return words
 
 
 def _wanted(file: Path, labels: Path, slices: str | int) -> str | int | tuple[int, ...]:
@@ -133,7 +150,7 @@ def _decode(
     pictures, skipped = [], []
     for item in volume.read(window):
         if isinstance(item, Skipped):
-            skipped.append(Skipped(Path(redact(str(item.path), volume.words)), item.reason))
+            skipped.append(item)
         else:
             png = cv2.imencode(".png", item.image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
             pictures.append((item.name, None if single else item.index, png))

@@ -6,7 +6,7 @@ Nothing here needs torch or Ultralytics. What cannot be read becomes a `Skipped`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +68,10 @@ class Skipped:
     def __str__(self) -> str:
         """Return both in one line."""
         return f"{self.path}: {self.reason}"
+
+    def masked(self, words: Iterable[str]) -> Skipped:
+        """Return it without the words that name a patient."""
+        return Skipped(Path(redact(str(self.path), words)), redact(self.reason, words))
 
 
 @dataclass(frozen=True)

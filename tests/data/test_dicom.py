@@ -325,3 +325,11 @@ def test_the_parser_never_quotes_what_it_reads(tmp_path: Path, caplog: pytest.Lo
         warnings.simplefilter("ignore")
         assert pydicom.dcmread(path).StudyInstanceUID
     assert "quietus" in caplog.text  # which pydicom alone does
+
+
+@pytest.mark.parametrize("attributes", [{"BurnedInAnnotation": "YES"}, {"Rows": 0}, {"Modality": "SEG"}])
+def test_a_refused_file_says_which_words_name_its_patient(tmp_path: Path, attributes: dict[str, Any]) -> None:
+    path = make_dicom(tmp_path / "a.dcm", np.ones((4, 4), np.uint16), PatientName="Doe^Jane", **attributes)
+    with pytest.raises(VolumeError) as caught:
+        read_header(path)
+    assert caught.value.words == {"doe", "jane"}

@@ -144,3 +144,17 @@ def test_where_nothing_may_be_written_the_pictures_lie_elsewhere(folder: Path) -
     found = cache(folder)
     assert len(found.labels) == 4
     assert {p.parent.parent for p in found.labels} == {folder.parent / "spare"}
+
+
+def test_skipped_files_do_not_tell_the_patient(folder: Path) -> None:
+    pixels = np.eye(12, dtype=np.uint16)
+    who = {"PatientName": "Quietus^Anna"}
+    make_dicom(folder / "quietus_text.dcm", pixels, BurnedInAnnotation="YES", **who)
+    make_dicom(folder / "quietus_many.dcm", np.stack([pixels] * 3), **who)  # without a label file
+    (folder / "quietus_bad.dcm").write_bytes(b"nothing")
+    for _ in range(2):  # also when the rest is cached
+        found = cache(folder)
+        assert [str(s) for s in found.skipped if "quietus" in str(s).lower()] == []
+        assert sorted(s.path.name for s in found.skipped) == ["***_bad.dcm", "***_many.dcm", "***_text.dcm"]
+        assert any(s.reason.endswith("(such as ***_many_s001.txt)") for s in found.skipped)
+        assert len(found.labels) == 4

@@ -204,3 +204,12 @@ def test_a_file_that_is_none_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_text("text")
     with pytest.raises(VolumeError, match="not a DICOM file"):
         open_volume(tmp_path / "a.dcm")
+
+
+def test_refused_files_do_not_tell_their_patient(tmp_path: Path) -> None:
+    pixels = np.ones((8, 8), np.uint16)
+    make_dicom(tmp_path / "doe_jane.dcm", pixels, PatientName="Doe^Jane", BurnedInAnnotation="YES")
+    found = find_volumes(tmp_path)
+    (skipped,) = found.skipped
+    assert skipped.path.name == "***_***.dcm" and "burned into its pixels" in skipped.reason
+    assert found.words == {"doe", "jane"}
