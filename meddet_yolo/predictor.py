@@ -269,7 +269,7 @@ class VolumeLoader:
         for path in self.images:
             image = imread(str(path), flags=flag)
             if image is None:
-                self._skip(Skipped(path, "not an image, or damaged"))
+                self._skip(Skipped(path, "not an image, or damaged" if path.is_file() else "no such file any more"))
                 continue
             yield str(path), image if image.ndim == 3 else image[..., None], redact(str(path), self.found.words), None
 

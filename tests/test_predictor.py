@@ -320,3 +320,18 @@ def test_real_slices_as_png_dicom_and_nifti(tmp_path: Path) -> None:
     for result in (dicom, nifti):
         np.testing.assert_allclose(result.boxes.data.numpy(), png.boxes.data.numpy(), atol=1e-3)
     np.testing.assert_allclose(dicom.boxes_mm, nifti.boxes_mm, atol=1e-2)
+
+
+def test_a_file_that_vanishes_is_named_and_the_rest_is_done(model: MedDet, pixels: np.ndarray, tmp_path: Path) -> None:
+    make_dicom(tmp_path / "a.dcm", pixels)
+    make_enhanced(tmp_path / "b.dcm", np.stack([pixels] * 2), [(0, 0, 0), (4, 0, 0)])
+    make_dicom(tmp_path / "c.dcm", pixels)
+    cv2.imwrite(str(tmp_path / "d.png"), (pixels // 9).astype(np.uint8))
+    results = model.predict(tmp_path, slices="all", stream=True, **OPTIONS)
+    names = [Path(next(results).path).stem]
+    for gone in ("b.dcm", "d.png"):
+        (tmp_path / gone).unlink()
+    names += [Path(result.path).stem for result in results]
+    assert names == ["a", "c"]
+    skipped = {s.path.name: s.reason for s in model.predictor.dataset.skipped}
+    assert skipped == {"b.dcm": "cannot be opened: No such file or directory", "d.png": "no such file any more"}

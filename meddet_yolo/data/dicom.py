@@ -136,12 +136,17 @@ def load(path: Path, *, pixels: bool) -> Any:
         with silent("pydicom"):
             dataset = pydicom.dcmread(path, force=True, stop_before_pixels=not pixels)
     except (OSError, MemoryError) as error:
-        raise VolumeError(f"cannot be opened: {getattr(error, 'strerror', None) or type(error).__name__}") from error
+        raise VolumeError(_opening_problem(error)) from error
     except Exception as error:  # whatever a damaged file makes the parser do
         raise VolumeError(f"damaged or truncated DICOM header ({type(error).__name__})") from error
     if "SOPClassUID" not in dataset and "Rows" not in dataset and not getattr(dataset, "file_meta", None):
         raise VolumeError("not a DICOM file")
     return dataset
+
+
+def _opening_problem(error: OSError | MemoryError) -> str:
+    """Say why a file cannot be opened, without its name."""
+    return f"cannot be opened: {getattr(error, 'strerror', None) or type(error).__name__}"
 
 
 @lru_cache(maxsize=2)
@@ -296,7 +301,11 @@ def _read_frame(frame: DicomFrame, window: str | tuple[float, float]) -> NDArray
     if frame.frames == 1:
         dataset = load(frame.path, pixels=True)
     else:  # the functional groups of many frames take long to parse
-        dataset = _many_frames_header(frame.path, frame.path.stat().st_mtime_ns)
+        try:
+            changed = frame.path.stat().st_mtime_ns
+        except OSError as error:  # it vanished since its header was read
+            raise VolumeError(_opening_problem(error)) from error
+        dataset = _many_frames_header(frame.path, changed)
     if frame.frames == 1 and not any(k in dataset for k in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise VolumeError("its pixel data are missing")
     _refuse_unreadable(dataset)
@@ -333,6 +342,8 @@ def _refuse_unreadable(dataset: Any) -> None:
 
 def _decoding_problem(error: Exception, dataset: Any) -> str:
     """Return why pixels could not be decoded, without quoting anything from the file."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return _opening_problem(error)
     text = str(error).lower()
     if "all available plugins" in text:
         syntax = dataset.file_meta.TransferSyntaxUID

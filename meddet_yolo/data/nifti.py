@@ -57,6 +57,8 @@ class NiftiVolume:
         nibabel = require("nibabel")
         try:
             values = nibabel.load(self.path).get_fdata(dtype=np.float32, caching="unchanged")
+        except FileNotFoundError as error:
+            raise VolumeError("no such file, or it cannot be opened") from error
         except MemoryError as error:
             raise VolumeError(f"too large for the memory at hand: {self.shape}") from error
         except Exception as error:  # nibabel, zlib and numpy each have their own for a damaged file

@@ -89,7 +89,12 @@ def cache_slices(
                 pictures, skipped = found
                 failed += skipped
                 if pictures:
-                    store.add(file, wanted[file], window, pictures, taken, complete=not skipped)
+                    try:
+                        made_of = store.made_of(file, wanted[file], window)
+                    except OSError:
+                        failed.append(Skipped(file, "vanished while it was read"))
+                        continue
+                    store.add(file, made_of, pictures, taken, complete=not skipped)
             if failed:  # all headers are asked, also of files that are decoded, so that names do not depend on these
                 words = _words(members)
                 result.skipped += [item.masked(words) for item in failed]
@@ -186,7 +191,7 @@ class _Store:
         return hashlib.sha256(file.name.encode()).hexdigest()[:32]
 
     @staticmethod
-    def _made_of(file: Path, wanted: Any, window: Any) -> list[Any]:
+    def made_of(file: Path, wanted: Any, window: Any) -> list[Any]:
         """Return what pictures depend on."""
         stat = file.stat()
         return [stat.st_size, stat.st_mtime_ns, json.dumps(wanted), json.dumps(window)]
@@ -197,7 +202,7 @@ class _Store:
         try:
             return (
                 entry is not None
-                and entry["made_of"] == self._made_of(file, wanted, window)
+                and entry["made_of"] == self.made_of(file, wanted, window)
                 and all((self.folder / name).is_file() for name, _ in entry["pictures"])
             )
         except OSError:
@@ -211,8 +216,7 @@ class _Store:
     def add(
         self,
         file: Path,
-        wanted: Any,
-        window: Any,
+        made_of: list[Any],
         pictures: list[tuple[str, int | None, bytes]],
         taken: set[str],
         *,
@@ -227,7 +231,7 @@ class _Store:
             taken.add(name)
             _write(self.folder / name, png)
             written.append([name, index])
-        entry = {"made_of": self._made_of(file, wanted, window), "pictures": written}
+        entry = {"made_of": made_of, "pictures": written}
         (self.entries if complete else self.broken)[self._key(file)] = entry
 
     def pictures(self, file: Path) -> dict[Path, Path]:

@@ -333,3 +333,12 @@ def test_a_refused_file_says_which_words_name_its_patient(tmp_path: Path, attrib
     with pytest.raises(VolumeError) as caught:
         read_header(path)
     assert caught.value.words == {"doe", "jane"}
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_file_that_vanished_is_refused(tmp_path: Path, frames: int) -> None:
+    path = make_dicom(tmp_path / "a.dcm", np.ones((frames, 4, 4), np.uint16))
+    found = read_header(path)[0]
+    path.unlink()
+    with pytest.raises(VolumeError, match=r"^cannot be opened: No such file or directory$"):
+        read_frame(found)

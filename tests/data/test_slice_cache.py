@@ -158,3 +158,18 @@ def test_skipped_files_do_not_tell_the_patient(folder: Path) -> None:
         assert sorted(s.path.name for s in found.skipped) == ["***_bad.dcm", "***_many.dcm", "***_text.dcm"]
         assert any(s.reason.endswith("(such as ***_many_s001.txt)") for s in found.skipped)
         assert len(found.labels) == 4
+
+
+def test_a_file_that_vanishes_is_named_and_the_rest_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = slice_cache._decode
+
+    def vanish(file: Path, *rest: Any) -> Any:
+        decoded = original(file, *rest)
+        if file.name == "one.dcm":
+            file.unlink()
+        return decoded
+
+    monkeypatch.setattr(slice_cache, "_decode", vanish)
+    found = cache(folder)
+    assert [str(s.path.name) for s in found.skipped] == ["one.dcm"] and "vanished" in found.skipped[0].reason
+    assert "one.png" not in names(found) and len(found.labels) == 3

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from subprocess import run
 
+import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given
@@ -213,3 +214,18 @@ def test_refused_files_do_not_tell_their_patient(tmp_path: Path) -> None:
     (skipped,) = found.skipped
     assert skipped.path.name == "***_***.dcm" and "burned into its pixels" in skipped.reason
     assert found.words == {"doe", "jane"}
+
+
+def test_a_volume_that_vanished_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
+    nib.Nifti1Image(np.ones((3, 9, 9), np.int16), np.eye(4)).to_filename(tmp_path / "a.nii")
+    make_enhanced(tmp_path / "b.dcm", np.ones((2, 8, 8), np.uint16), [(0, 0, 0), (4, 0, 0)])
+    make_dicom(tmp_path / "c.dcm", np.ones((8, 8), np.uint16))
+    volumes = find_volumes(tmp_path, "all").volumes
+    for name in ("a.nii", "b.dcm"):
+        (tmp_path / name).unlink()
+    read = [item for volume in volumes for item in volume.read()]
+    assert [(s.path.name, s.reason) for s in read if isinstance(s, Skipped)] == [
+        ("a.nii", "no such file, or it cannot be opened"),
+        *[("b.dcm", "cannot be opened: No such file or directory")] * 2,
+    ]
+    assert [s.name for s in read if isinstance(s, Slice)] == ["c"]
