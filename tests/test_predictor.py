@@ -335,3 +335,14 @@ def test_a_file_that_vanishes_is_named_and_the_rest_is_done(model: MedDet, pixel
     assert names == ["a", "c"]
     skipped = {s.path.name: s.reason for s in model.predictor.dataset.skipped}
     assert skipped == {"b.dcm": "cannot be opened: No such file or directory", "d.png": "no such file any more"}
+
+
+def test_a_failed_report_does_not_quote_the_birth_date(
+    model: MedDet, pixels: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pydicom.config.disable_value_validation():
+        path = make_dicom(tmp_path / "a.dcm", pixels, PatientBirthDate="03.02.2001")
+    with caplog.at_level("DEBUG"):
+        model.predict(path, sr=True, project=tmp_path / "o", name="r", **OPTIONS)
+    assert "a.dcm: no Structured Report: its PatientBirthDate is not as DICOM writes it" in caplog.text
+    assert "03.02.2001" not in caplog.text

@@ -7,6 +7,7 @@ study modules demand (types 1 and 2) and by no other; the referring physician is
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from meddet_yolo.data.dicom import DicomReference, VolumeError, require
+from meddet_yolo.data.dicom import DicomReference, VolumeError, load, require
 from meddet_yolo.data.privacy import silent
 
 __all__ = ["ReportedBox", "read_structured_report", "write_structured_report"]
@@ -76,7 +77,8 @@ def write_structured_report(
         `path`.
 
     Raises:
-        VolumeError: If a source lacks a UID that a report must cite, or the sources are of several studies.
+        VolumeError: If a source cannot be read, lacks a UID that a report must cite or holds a value that no report may
+            have, or the sources are of several studies. The message quotes no value.
         ValueError: If there are no sources or no boxes (TID 1500 demands a measurement), or a box lies on none of them.
         ImportError: If highdicom is missing.
     """
@@ -103,35 +105,54 @@ def write_structured_report(
     )
     with silent("highdicom"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it quotes the patient's name where it finds that oddly written
-        document = hd.sr.ComprehensiveSR(
-            evidence=evidence,
-            content=report,
-            series_instance_uid=hd.UID(),
-            series_number=1,
-            sop_instance_uid=hd.UID(),
-            instance_number=1,
-            manufacturer=algorithm,
-            manufacturer_model_name=algorithm,
-            software_versions=version,
-            series_description="Detections of a neural network, not for clinical use",
-        )
+        try:
+            document = hd.sr.ComprehensiveSR(
+                evidence=evidence,
+                content=report,
+                series_instance_uid=hd.UID(),
+                series_number=1,
+                sop_instance_uid=hd.UID(),
+                instance_number=1,
+                manufacturer=algorithm,
+                manufacturer_model_name=algorithm,
+                software_versions=version,
+                series_description="Detections of a neural network, not for clinical use",
+            )
+        except Exception as error:  # its text quotes what it refuses, which may be the day of birth
+            raise VolumeError(f"highdicom refuses the images' headers ({type(error).__name__})") from None
     path = Path(path)
-    document.save_as(path)
+    temporary = path.with_name(f".{path.name}.part")  # half a report must not lie there as a whole one
+    try:
+        document.save_as(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 
 def _evidence(path: Path) -> Any:
     """Return what a report needs of a source's header and nothing else."""
-    pydicom = require("pydicom")
-    header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-    item = pydicom.Dataset()
+    with silent("pydicom"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they quote values
+        return _cited(load(path, pixels=False))
+
+
+def _cited(header: Any) -> Any:
+    """Return the parts of a header that a report repeats."""
+    item = require("pydicom").Dataset()
     for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
         value = str(header.get(keyword) or "")
         if not value:
             raise VolumeError(f"has no {keyword}, which a Structured Report must cite")
         setattr(item, keyword, value)
     for keyword in _REQUIRED:
-        setattr(item, keyword, header.get(keyword) or "")
+        try:
+            value = header.get(keyword) or ""
+            setattr(item, keyword, value)
+            if value and item[keyword].VR in ("DA", "TM"):
+                getattr(require("pydicom.valuerep"), item[keyword].VR)(str(value))
+        except Exception as error:  # the text quotes the value
+            raise VolumeError(f"its {keyword} is not as DICOM writes it ({type(error).__name__})") from None
     if item.PatientSex not in {"M", "F", "O"}:
         item.PatientSex = ""
     item.ReferringPhysicianName = ""

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import traceback
 import warnings
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -115,3 +117,48 @@ def test_what_cannot_be_reported_is_refused(tmp_path: Path) -> None:
     for path in (paths[0], tmp_path / "none.dcm"):
         with pytest.raises(VolumeError, match="no DICOM Structured Report with planar regions"):
             read_structured_report(path)
+
+
+@pytest.mark.parametrize("attribute", ["PatientBirthDate", "StudyDate", "StudyTime"])
+def test_a_value_that_no_report_may_have_is_named_but_not_quoted(tmp_path: Path, attribute: str) -> None:
+    with pydicom.config.disable_value_validation():
+        path = make_dicom(tmp_path / "a.dcm", np.ones((9, 9), np.uint16), **{attribute: "2001-02-03"})
+    with pytest.raises(VolumeError, match=f"its {attribute} is not as DICOM writes it") as caught:
+        write_structured_report(tmp_path / "sr.dcm", [path], [reported(opened(path), (1, 1, 3, 3))])
+    trace = "".join(traceback.format_exception(caught.value))
+    assert "2001" not in trace
+    assert [p.name for p in tmp_path.iterdir()] == ["a.dcm"]
+
+
+def test_a_refusal_of_highdicom_is_not_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_dicom(tmp_path / "a.dcm", np.ones((9, 9), np.uint16), PatientName="Quietus")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise TypeError("Quietus is no name")
+
+    monkeypatch.setattr("highdicom.sr.ComprehensiveSR", refuse)
+    with pytest.raises(VolumeError, match=r"^highdicom refuses the images' headers \(TypeError\)$") as caught:
+        write_structured_report(tmp_path / "sr.dcm", [path], [reported(opened(path), (1, 1, 3, 3))])
+    assert "Quietus" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_source_that_vanished_is_refused(tmp_path: Path) -> None:
+    path = make_dicom(tmp_path / "a.dcm", np.ones((9, 9), np.uint16))
+    boxes = [reported(opened(path), (1, 1, 3, 3))]
+    path.unlink()
+    with pytest.raises(VolumeError, match="cannot be opened"):
+        write_structured_report(tmp_path / "sr.dcm", [path], boxes)
+
+
+def test_half_a_report_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_dicom(tmp_path / "a.dcm", np.ones((9, 9), np.uint16))
+
+    def full(_: Any, target: Any, *__: Any, **___: Any) -> None:
+        Path(target).write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    boxes = [reported(opened(path), (1, 1, 3, 3))]
+    monkeypatch.setattr("highdicom.sr.ComprehensiveSR.save_as", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_structured_report(tmp_path / "sr.dcm", [path], boxes)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.dcm"]
