@@ -25,7 +25,7 @@ from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.patches import imread
 
 from meddet_yolo.data.grey import checked_window
-from meddet_yolo.data.privacy import redact
+from meddet_yolo.data.privacy import content_key, public_name, redact
 from meddet_yolo.data.search import Found, find_volumes, holds_volumes
 from meddet_yolo.data.volumes import Skipped, Slice, Volume, is_volume
 
@@ -271,7 +271,10 @@ class VolumeLoader:
             if image is None:
                 self._skip(Skipped(path, "not an image, or damaged" if path.is_file() else "no such file any more"))
                 continue
-            yield str(path), image if image.ndim == 3 else image[..., None], redact(str(path), self.found.words), None
+            shown = str(path)
+            if redact(shown, self.found.words) != shown:  # as with slices, a bare name that is not the patient's
+                shown = public_name(path.stem, self.found.words, content_key(path)) + path.suffix
+            yield shown, image if image.ndim == 3 else image[..., None], shown, None
 
     def _skip(self, item: Skipped) -> Skipped:
         """Note a file that turned out unreadable."""

@@ -346,3 +346,23 @@ def test_a_failed_report_does_not_quote_the_birth_date(
         model.predict(path, sr=True, project=tmp_path / "o", name="r", **OPTIONS)
     assert "a.dcm: no Structured Report: its PatientBirthDate is not as DICOM writes it" in caplog.text
     assert "03.02.2001" not in caplog.text
+
+
+def test_ordinary_images_named_after_a_known_patient_get_a_number_everywhere(
+    checkpoint: Path, model: MedDet, pixels: np.ndarray, tmp_path: Path, capfd: Any
+) -> None:
+    source, grey = tmp_path / "in", (pixels // 9).astype(np.uint8)
+    make_dicom(source / "a.dcm", pixels, PatientName=f"{CANARY}^Anna", PatientBirthDate="20010203")
+    cv2.imwrite(str(source / f"{CANARY}_1.png"), grey)
+    cv2.imwrite(str(source / "born_2001-02-03.png"), grey[::-1])
+    cv2.imwrite(str(source / "other.png"), grey)
+    options = {"save": True, "save_txt": True, "save_crop": True, "project": tmp_path / "o", "name": "r"}
+    results = model.predict(source, **{**OPTIONS, **options, "verbose": True})
+    written = [str(p.relative_to(tmp_path / "o")) for p in (tmp_path / "o").rglob("*")]
+    shown = capfd.readouterr()
+    text = " ".join([*(r.path for r in results), *map(str, results), *written, shown.out, shown.err]).lower()
+    assert CANARY.lower() not in text and "2001-02-03" not in text
+    assert results[-1].path == str(source / "other.png")  # names nobody, and stays
+    numbered = [Path(r.path) for r in results[1:3]]
+    assert all(path.name == str(path) and path.stem.startswith("image-") for path in numbered)
+    assert {path.stem for path in numbered} <= {Path(name).stem for name in written} and len(set(numbered)) == 2

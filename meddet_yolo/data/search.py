@@ -6,14 +6,14 @@ import contextlib
 import glob
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from meddet_yolo.data.dicom import DicomFrame, VolumeError, read_header
 from meddet_yolo.data.geometry import oriented
 from meddet_yolo.data.nifti import is_nifti
-from meddet_yolo.data.privacy import public_name, redact
+from meddet_yolo.data.privacy import content_key, public_name, redact
 from meddet_yolo.data.volumes import Skipped, Volume, choose, is_volume, open_volume, series_volume, stem_of
 
 __all__ = ["CACHE_SUFFIX", "Found", "find_volumes", "holds_volumes", "volume_files"]
@@ -68,8 +68,31 @@ def find_volumes(source: str | Path | Iterable[str | Path], slices: str | int = 
                 (found.images if path == Path(item) else found.beside).append(path)
     for folder, files in folders.items():
         _add(found, files, slices, folder)
-    found.skipped = [Skipped(Path(redact(str(s.path), found.words)), s.reason) for s in found.skipped]
+    # Only now are all words known: a file may be named after a patient whom the header of another one tells.
+    found.volumes = [_public(volume, found.words) for volume in found.volumes]
+    found.skipped = [skipped.masked(found.words) for skipped in found.skipped]
+    found.notes = [redact(note, found.words) for note in found.notes]
     return found
+
+
+def _public(volume: Volume, words: Collection[str]) -> Volume:
+    """Rename a volume and those of its slices whose names hold a word."""
+    names = [volume.name, *(part.name for part in volume.parts)]
+    if all(redact(name, words) == name for name in names):
+        return volume
+    parts = []
+    for part in volume.parts:
+        uid = part.frame.reference.sop_instance if part.frame else ""
+        name = public_name(stem_of(part.path), words, uid or content_key(part.path))
+        several = part.frame is None or part.frame.frames > 1
+        name = f"{name}_s{part.index:03d}" if several else name
+        parts.append(part if redact(part.name, words) == part.name else replace(part, name=name))
+    first = volume.parts[0]
+    uid = first.frame.reference.series if first.frame else ""
+    if first.frame and len({part.path for part in volume.parts}) == 1:
+        uid = first.frame.reference.sop_instance
+    name = public_name(volume.name, words, uid or content_key(first.path))
+    return replace(volume, name=name, parts=tuple(parts))
 
 
 def volume_files(source: str | Path) -> list[Path]:
@@ -169,8 +192,7 @@ def _add_series(
             continue
         if (uid, plane) != largest and uid != largest[0] and len(series[largest]) > 1:
             shown = ", ".join(path.name for path in files[:3]) + (", ..." if len(files) > 3 else "")
-            text = f"{folder}: mixed series: {shown} ({len(files)} files) taken as a series by itself"
-            found.notes.append(redact(text, found.words))
+            found.notes.append(f"{folder}: mixed series: {shown} ({len(files)} files) taken as a series by itself")
         frames = sorted(frames, key=lambda frame: (frame.number, str(frame.path), frame.index))
         if folder is None or len(files) == 1:
             name = public_name(stem_of(files[0]), frames[0].words, frames[0].reference.sop_instance)

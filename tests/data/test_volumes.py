@@ -216,6 +216,21 @@ def test_refused_files_do_not_tell_their_patient(tmp_path: Path) -> None:
     assert found.words == {"doe", "jane"}
 
 
+def test_files_named_after_the_patient_of_another_get_a_number(tmp_path: Path) -> None:
+    """NIfTI names nobody, and a DICOM file may have lost its name: the header of another file knows it."""
+    pixels = np.ones((8, 8), np.uint16)
+    make_dicom(tmp_path / "a_doe.dcm", pixels, PatientName="Nobody", SeriesInstanceUID="1.2.3")
+    for name, voxel in (("doe_t1.nii", 1), ("doe_t2.nii", 2)):  # of a code 0: it does not say how it lies
+        nib.Nifti1Image(np.full((3, 9, 9), voxel, np.int16), None).to_filename(tmp_path / name)
+    make_dicom(tmp_path / "z.dcm", pixels, PatientName="Doe^Jane", SeriesInstanceUID="1.2.4")
+    found = find_volumes(tmp_path, "all")
+    assert len(found.volumes) == 4 and len(found.notes) >= 2
+    names = [name for v in found.volumes for name in (v.name, *(part.name for part in v.parts))]
+    assert "doe" not in " ".join([*names, *found.notes]).replace(str(tmp_path), "").lower()
+    assert "z" in names and len(names) == len(set(names)) + 2  # a single image is named as its volume is
+    assert {name[-5:] for name in names if "_s" in name} == {"_s000", "_s001", "_s002"}
+
+
 def test_a_volume_that_vanished_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     nib.Nifti1Image(np.ones((3, 9, 9), np.int16), np.eye(4)).to_filename(tmp_path / "a.nii")
     make_enhanced(tmp_path / "b.dcm", np.ones((2, 8, 8), np.uint16), [(0, 0, 0), (4, 0, 0)])
