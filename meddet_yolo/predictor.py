@@ -7,6 +7,7 @@ pictures, every series, volume or file gets a JSON file and, on demand, a DICOM 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -293,7 +294,8 @@ class MedDetPredictor(DetectionPredictor):
     """Predict on whatever `DetectionPredictor` takes, and on a `VolumeSource`.
 
     With `save=True` every series, volume or DICOM file also gets `NAME.json` in the run's folder, and with the source's
-    `sr` a `NAME_sr.dcm`; both are written as soon as its last slice is done.
+    `sr` a `NAME_sr.dcm`; both are written as soon as its last slice is done, and neither if the run ends before. Where
+    a slice cannot be read, the JSON file says so and no report is written.
     """
 
     args: Any  # Ultralytics builds these without types
@@ -350,11 +352,17 @@ class MedDetPredictor(DetectionPredictor):
         return results
 
     def _flush(self, before: int | None = None) -> None:
-        """Write the records of volumes that are done: those before a number, or all."""
+        """Write the records of volumes that are done: those before a number, or, at the end of a run, all."""
         for number in sorted(n for n in self._done if before is None or n < before):
             results = [result.cpu() for result in self._done.pop(number)]
             options = self._options
             if options is not None and (self.args.save or options.sr):
+                volume = self.dataset.found.volumes[number]
+                seen = len(results) + len(self.dataset.skipped_of.get(number, []))
+                if seen < len(volume):  # the run was aborted: half a series must not be taken for a whole one
+                    text = f"stopped after {seen} of {len(volume)} slices, so no JSON file and no report"
+                    LOGGER.warning(f"{volume.name}: {text}")
+                    continue
                 self.save_dir.mkdir(parents=True, exist_ok=True)
                 self._write(number, results, options.sr)
 
@@ -374,6 +382,7 @@ class MedDetPredictor(DetectionPredictor):
                     "box_stored_px": "column1, row1, column2, row2 in the file's matrix, from its corner",
                     "mm": "patient coordinates LPS: x to the left, y to the back, z to the head",
                 },
+                "complete": not skipped,
                 "slices": [result.record(found.words) for result in results],
                 "skipped": [{"file": s.path.name, "reason": s.reason} for s in skipped],
             }
@@ -381,12 +390,14 @@ class MedDetPredictor(DetectionPredictor):
             text = re.sub(
                 r"\[\s+([^][{}\"]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text
             )  # points on one line
-            (self.save_dir / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+            temporary = self.save_dir / f".{name}.json.part"  # a file that is there is whole
+            temporary.write_text(text + "\n", encoding="utf-8")
+            os.replace(temporary, self.save_dir / f"{name}.json")
         if sr:
-            self._report(volume, results, self.save_dir / f"{name}_sr.dcm")
+            self._report(number, results, self.save_dir / f"{name}_sr.dcm")
 
-    def _report(self, volume: Volume, results: list[SliceResults], path: Path) -> None:
-        """Write a volume's Structured Report, where it is DICOM and has boxes."""
+    def _report(self, number: int, results: list[SliceResults], path: Path) -> None:
+        """Write a volume's Structured Report, where it is DICOM, all of it could be read, and it has boxes."""
         from meddet_yolo.data.structured_report import ReportedBox, write_structured_report
 
         boxes = [
@@ -395,8 +406,13 @@ class MedDetPredictor(DetectionPredictor):
             if result.slice.reference is not None
             for row, stored in zip(result.summary(), result.boxes_stored.tolist(), strict=True)
         ]
+        volume: Volume = self.dataset.found.volumes[number]
+        skipped = len(self.dataset.skipped_of.get(number, []))
         if volume.nifti is not None:
             LOGGER.warning(f"{volume.name}: no Structured Report, which must cite DICOM images")
+        elif skipped:
+            text = f"{skipped} of {len(volume)} slices could not be read, so no Structured Report"
+            LOGGER.warning(f"{volume.name}: {text}")
         elif not boxes:
             LOGGER.info(f"{volume.name}: no box, so no Structured Report")
         else:

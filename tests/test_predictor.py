@@ -322,6 +322,42 @@ def test_real_slices_as_png_dicom_and_nifti(tmp_path: Path) -> None:
     np.testing.assert_allclose(dicom.boxes_mm, nifti.boxes_mm, atol=1e-2)
 
 
+def outputs(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.suffix in {".json", ".dcm"} or ".part" in p.name)
+
+
+def test_an_aborted_run_leaves_no_half_series(
+    model: MedDet, pixels: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b"):
+        for i in range(3):
+            uids = {"StudyInstanceUID": "1.2", "SeriesInstanceUID": f"1.2.{ord(name)}"}
+            make_dicom(tmp_path / name / f"{name}{i}.dcm", pixels, position=(4 * i, 0, 0), **uids)
+    results = model.predict(
+        tmp_path, slices="all", sr=True, save=True, stream=True, project=tmp_path / "o", name="r", **OPTIONS
+    )
+    with caplog.at_level("WARNING"):
+        for _, result in zip(range(5), results, strict=False):  # two of three slices of the second series
+            assert result.slice.name[0] in "ab"
+        results.close()
+    assert outputs(tmp_path / "o" / "r") == ["a.json", "a_sr.dcm"]
+    assert "b: stopped after 2 of 3 slices, so no JSON file and no report" in caplog.text
+    assert json.loads((tmp_path / "o" / "r" / "a.json").read_text())["complete"] is True
+
+
+def test_a_series_that_could_not_be_read_whole_gets_no_report(
+    model: MedDet, pixels: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = study(tmp_path, pixels)
+    (source / "IM1.dcm").write_bytes((source / "IM1.dcm").read_bytes()[:-9])
+    with caplog.at_level("WARNING"):
+        model.predict(source, slices="all", sr=True, save=True, project=tmp_path / "o", name="r", **OPTIONS)
+    (name,) = outputs(tmp_path / "o" / "r")
+    record = json.loads((tmp_path / "o" / "r" / name).read_text())
+    assert (record["complete"], len(record["slices"]), len(record["skipped"])) == (False, 2, 1)
+    assert "1 of 3 slices could not be read, so no Structured Report" in caplog.text
+
+
 def test_a_file_that_vanishes_is_named_and_the_rest_is_done(model: MedDet, pixels: np.ndarray, tmp_path: Path) -> None:
     make_dicom(tmp_path / "a.dcm", pixels)
     make_enhanced(tmp_path / "b.dcm", np.stack([pixels] * 2), [(0, 0, 0), (4, 0, 0)])
