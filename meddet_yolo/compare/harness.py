@@ -71,7 +71,7 @@ def prepare(out: Path, runs: Sequence[RunSpec], data: Mapping[int, Path]) -> Non
             write_json(file, content)
             continue
         known = read_json(file)
-        if known != content:
+        if {k: v for k, v in known.items() if v} != {k: v for k, v in content.items() if v}:  # a newer key may be unset
             raise ValueError(
                 f"out={out} has run {spec.name} with {_difference(known, content)}: give the same arguments, another "
                 "name to the method, or another out="

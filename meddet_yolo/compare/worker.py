@@ -220,7 +220,7 @@ def _measure(weights: Path, run: Path, training: dict[str, Any], data: Path, opt
         name="val",
         exist_ok=True,
     )
-    save_predictions(run / FOUND, kept[0].found, patients_of(data.parent.parent))
+    save_predictions(run / FOUND, kept[0].seen, patients_of(data.parent.parent))
     shutil.rmtree(run / "val", ignore_errors=True)
     return {
         "parameters": parameters,
