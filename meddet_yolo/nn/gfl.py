@@ -18,13 +18,14 @@ from ultralytics.nn.modules import Detect
 
 from meddet_yolo.nn.gfl_loss import GFLCriterion
 from meddet_yolo.nn.nmode import NmODE2Activation
+from meddet_yolo.nn.nmode_forms import NmODE2Beside, NmODE2Gate
 from meddet_yolo.nn.nmode_start import start_on_flank
 
 __all__ = ["FPN", "GFLDetect"]
 
 # Those of `nn.heads`, which cannot be imported here: importing it imports this file, by way of Ultralytics.
 BRANCHES = ("cls", "reg")
-INJECTIONS = ("act", "conv")
+INJECTIONS = ("beside", "gate", "act", "conv")
 GROUPS = 32  # of the group normalisation
 PRIOR = 0.01  # probability of an object that the class bias starts with
 LARGEST_PADDING = 32  # the input's sides need be multiples of this alone: P6 and P7 take any size
@@ -142,9 +143,10 @@ class GFLDetect(Detect):
         reg_max: Largest distance in cells.
         stack: Convolutions of a tower, >= 2.
         branches: Towers that end in nmODE²: any of "cls" and "reg"; none by default.
-        inject: "act": nmODE² takes the place of the last ReLU, and the convolution and normalisation before it are the
-            `W x + b` of the ODE; adds no parameter. "conv": a 1x1 convolution with normalisation and nmODE² is added
-            behind the tower.
+        inject: "act", which is the paper's form as we read it: nmODE² takes the place of the last ReLU, and the
+            convolution and normalisation before it are the `W x + b` of the ODE; adds no parameter. "conv": a 1x1
+            convolution with normalisation and nmODE² is added behind the tower. "beside" (`NmODE2Beside`, next to the
+            last ReLU) and "gate" (`NmODE2Gate`, behind the tower) start as the head without nmODE² does.
         **ode: Options of `NmODE2Activation`; `standardise` is on by default, as in `NmODE2Detect`.
 
     Raises:
@@ -201,6 +203,10 @@ class GFLDetect(Detect):
         blocks: list[nn.Module] = [ConvGN(channels) for _ in range(stack)]
         if ode and self.inject == "act":
             blocks[-1] = ConvGN(channels, act=NmODE2Activation(**self.ode))
+        elif ode and self.inject == "beside":
+            blocks[-1] = ConvGN(channels, act=NmODE2Beside(channels, nn.ReLU(inplace=True), **self.ode))
+        elif ode and self.inject == "gate":
+            blocks.append(NmODE2Gate(channels, lambda width: nn.GroupNorm(math.gcd(GROUPS, width), width), **self.ode))
         elif ode:
             blocks.append(ConvGN(channels, kernel=1, act=NmODE2Activation(**self.ode)))
         predict = nn.Conv2d(channels, outputs, 3, padding=1)

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from ultralytics.nn.modules import Conv, Detect
 
 from meddet_yolo.nn.nmode import NmODE2, NmODE2Activation
+from meddet_yolo.nn.nmode_forms import NmODE2Beside, NmODE2Gate
 from meddet_yolo.nn.nmode_start import start_on_flank
 
 BRANCHES = ("cls", "reg")
-INJECTIONS = ("act", "conv")
+INJECTIONS = ("beside", "gate", "act", "conv")
+_BLOCKS = {"conv": NmODE2, "gate": NmODE2Gate}  # those that stand between the last convolution and the prediction layer
 _EARLY_SIGMOID = ("onnx", "openvino", "engine")  # formats in whose graph the scores need no pass of their own
 _ODE_DEFAULTS = {"standardise": True}  # where they differ from those of `NmODE2Activation`
 
@@ -32,16 +34,23 @@ class NmODE2Detect(Detect):
     """`Detect` with nmODE² at the end of its classification branch, its regression branch, or both.
 
     MedDet (arXiv 2409.00204) puts nmODE² after the convolutions of both branches and before their prediction layers.
-    Two ways of doing so are offered; which one the authors used is not known, the default is our own decision:
+    Four ways of doing so are offered; which one the authors used is not known. The first two are our own and start as
+    the stock head does, to the last bit; the other two take the paper's figure at its word:
 
+    - `inject="beside"`: SiLU(g) + c * f(g), with f(g) the standardised nmODE² of what the SiLU behind the last
+      convolution reads, and c a learnt factor a channel that starts at 0 (`NmODE2Beside`). The shipped model files
+      have this form.
+    - `inject="gate"`: x + W3((W2 x) * f(W1 x)) between the last convolution and the prediction layer, with W3 starting
+      at 0 (`NmODE2Gate`).
     - `inject="act"`: nmODE² takes the place of the SiLU behind the last convolution of the branch. That convolution and
       its normalisation are then the `W x + b` of the ODE. No parameter is added, so stock weights of the same layout
       load completely.
     - `inject="conv"`: an `NmODE2` block (1x1 convolution, normalisation, nmODE²) of its own stands between the last
       convolution and the prediction layer.
 
-    The output of nmODE² is standardised and the normalisation before it starts on the flank of its function, without
-    which a detector learns markedly slower (`meddet_yolo.nn.nmode_start`); `standardise=False` switches both off.
+    With "act" and "conv" the output of nmODE² is standardised and the normalisation before it starts on the flank of
+    its function, without which a detector learns markedly slower (`meddet_yolo.nn.nmode_start`); `standardise=False`
+    switches both off.
 
     Everything else is the stock head's: end-to-end (NMS-free) branch, DFL and DFL-free regression, decoding, export.
 
@@ -51,7 +60,7 @@ class NmODE2Detect(Detect):
         end2end: Build the one-to-one (NMS-free) branches too; Ultralytics uses them for inference with `nms=False`.
         ch: Channels of the feature maps, one per level.
         branches: Which branches end in nmODE²: any of "cls" and "reg", possibly none (then the head equals `Detect`).
-        inject: "act" or "conv", see above.
+        inject: "beside", "gate", "act" or "conv", see above.
         legacy: Classification branch of plain 3x3 convolutions (YOLOv8 and before) in place of depthwise ones.
         **ode: Options of `NmODE2Activation` (`t_end`, `solver`, `steps`, ...).
 
@@ -157,9 +166,11 @@ class NmODE2Detect(Detect):
                 conv.act = self._activation()
                 if fresh:
                     self._start(conv)
-            elif isinstance(conv.act, NmODE2Activation):  # layers taken from a head with other options
-                conv.act = _first_conv(level).act
-        if self.inject == "conv" and branch in self.branches:
+            elif self.inject == "beside" and branch in self.branches:
+                conv.act = self._beside(level)
+            elif isinstance(conv.act, NmODE2Activation | NmODE2Beside):  # layers taken from a head with other options
+                conv.act = _stock_act(level)
+        if self.inject in _BLOCKS and branch in self.branches:
             widths = [level[-1].in_channels for level in levels]
             blocks = getattr(self, extra, None)
             if blocks is None or widths != [block.conv.in_channels for block in blocks]:
@@ -167,6 +178,15 @@ class NmODE2Detect(Detect):
 
     def _activation(self) -> NmODE2Activation:
         return NmODE2Activation(**{**_ODE_DEFAULTS, **self.ode})
+
+    def _beside(self, level: nn.Sequential) -> NmODE2Beside:
+        """Return what stands behind the last convolution of a level; it keeps factors that have been learnt there."""
+        prediction: Any = level[-1]
+        beside = NmODE2Beside(prediction.in_channels, _stock_act(level), **{**_ODE_DEFAULTS, **self.ode})
+        learnt = _last_conv(level).act
+        if isinstance(learnt, NmODE2Beside):
+            beside.factor.data.copy_(learnt.factor.data)
+        return _fitted(beside, prediction, self.training)
 
     @staticmethod
     def _start(conv: Conv) -> None:
@@ -178,21 +198,20 @@ class NmODE2Detect(Detect):
         """Put the normalisations before nmODE² back to the starting point.
 
         Needed when weights of a head with another activation have been loaded: on what fitted a SiLU, nmODE² would give
-        back little of its input. Blocks of `inject="conv"` are not in such weights and need nothing.
+        back little of its input. What the other forms add is not in such weights and needs nothing.
         """
         for name, (branch, _) in _SETS.items():
             if self.inject == "act" and branch in self.branches:
                 for level in getattr(self, name, None) or ():
                     self._start(_last_conv(level))
 
-    def _block(self, prediction: nn.Conv2d) -> NmODE2:
-        """Return a new block in front of `prediction`, on its device, in its dtype, frozen if it is frozen."""
-        block = NmODE2(prediction.in_channels, **{**_ODE_DEFAULTS, **self.ode})
+    def _block(self, prediction: nn.Conv2d) -> nn.Module:
+        """Return a new block to stand in front of a prediction layer."""
+        block = _BLOCKS[self.inject](prediction.in_channels, **{**_ODE_DEFAULTS, **self.ode})
         for m in block.modules():
             if isinstance(m, nn.BatchNorm2d):
                 m.eps, m.momentum = 1e-3, 0.03  # as everywhere else in a YOLO model
-        block.requires_grad_(prediction.weight.requires_grad)
-        return block.to(prediction.weight.device, prediction.weight.dtype).train(self.training)
+        return _fitted(block, prediction, self.training)
 
     @property
     def one2many(self) -> dict[str, nn.Module | None]:
@@ -205,7 +224,7 @@ class NmODE2Detect(Detect):
         return {"box_head": self.one2one_cv2, "cls_head": self.one2one_cv3, **self._extras("one2one_")}
 
     def _extras(self, prefix: str) -> dict[str, nn.Module | None]:
-        if self.inject != "conv":
+        if self.inject not in _BLOCKS:
             return {}
         return {
             "box_nmode": getattr(self, f"{prefix}nmode_reg", None),
@@ -226,8 +245,8 @@ class NmODE2Detect(Detect):
             x: Feature maps, one (B, C_i, H_i, W_i) per level.
             box_head: Layers of the regression branch; None in a fused head that has lost this set.
             cls_head: Layers of the classification branch, likewise.
-            box_nmode: nmODE² blocks of the regression branch (`inject="conv"` only).
-            cls_nmode: nmODE² blocks of the classification branch (`inject="conv"` only).
+            box_nmode: nmODE² blocks of the regression branch (`inject` "gate" and "conv" only).
+            cls_nmode: nmODE² blocks of the classification branch (likewise).
 
         Returns:
             "boxes" (B, 4 * reg_max, A), "scores" (B, nc, A), "feats" (the input), A anchors over all levels; {} without
@@ -256,13 +275,13 @@ class NmODE2Detect(Detect):
         super().fuse()
         for name, (branch, extra) in _SETS.items():
             levels = getattr(self, name, None)
-            if levels is None or branch not in self.branches:
+            if levels is None or branch not in self.branches or self.inject == "gate":  # a gate has no constants
                 continue
             blocks = getattr(self, extra) if self.inject == "conv" else [_last_conv(level) for level in levels]
             for level, block in zip(levels, blocks, strict=True):
                 block.act.fold_into(level[-1])
         for m in self.modules():
-            if isinstance(m, NmODE2):
+            if isinstance(m, NmODE2 | NmODE2Gate):
                 m.fuse()
 
     def extra_repr(self) -> str:
@@ -299,11 +318,19 @@ def _last_conv(level: nn.Sequential) -> Conv:
     return layer
 
 
-def _first_conv(level: nn.Sequential) -> Conv:
+def _stock_act(level: nn.Sequential) -> nn.Module:
+    """Return the activation that Ultralytics has built into a level, read off its first convolution."""
     layer = level[0]
     while isinstance(layer, nn.Sequential):
         layer = layer[0]
-    return layer
+    act: nn.Module = layer.act  # type: ignore[assignment]  # a `Conv` has one
+    return act
+
+
+def _fitted(module: nn.Module, prediction: nn.Conv2d, training: bool) -> Any:
+    """Bring a new module to the device and dtype of the prediction layer it stands before; frozen if that is frozen."""
+    module.requires_grad_(prediction.weight.requires_grad)
+    return module.to(prediction.weight.device, prediction.weight.dtype).train(training)
 
 
 torch.serialization.add_safe_globals([NmODE2Detect, NmODE2, NmODE2Activation])  # for loading with weights_only=True

@@ -68,8 +68,7 @@ def transfer_report(model: nn.Module, weights: nn.Module | Mapping[str, Any]) ->
         >>> str(transfer_report(layer, layer))
         '2/2 tensors transferred from the pretrained weights'
     """
-    source = (weights.get("ema") or weights["model"]) if isinstance(weights, Mapping) else weights
-    theirs: Mapping[str, Tensor] = source.state_dict()
+    theirs: Mapping[str, Tensor] = _source(weights).state_dict()
     ours: Mapping[str, Tensor] = model.state_dict()
     adapted: list[str] = []
     missing: list[str] = []
@@ -110,23 +109,39 @@ def wrap_load(original: Callable[..., Any]) -> Callable[..., Any]:
         if not names_our_layers(self.yaml):
             return
         restarted = _restart_head(self, weights)
+        report = transfer_report(self, weights)
+        _take_names(self, weights, report)
         if verbose:
             from ultralytics.utils import LOGGER
 
-            report = transfer_report(self, weights)
             log = LOGGER.info if 2 * report.transferred > report.total else LOGGER.warning
             log(f"MedDet: {report}{restarted}")
 
     return load
 
 
+def _source(weights: Any) -> Any:
+    return (weights.get("ema") or weights["model"]) if isinstance(weights, Mapping) else weights
+
+
+def _take_names(model: Any, weights: Any, report: TransferReport) -> None:
+    """Take over the class names with weights that lack nothing but the factors of nmODE², which start at 0.
+
+    Ultralytics does so only where they lack nothing at all.
+    """
+    names = getattr(_source(weights), "names", {})
+    complete = not (report.adapted or report.reshaped) and all(n.endswith(".act.factor") for n in report.missing)
+    if complete and getattr(model, "names", None) == {i: str(i) for i in range(len(names))}:
+        model.names = dict(names)
+
+
 def _restart_head(model: Any, weights: Any) -> str:
     """Restart nmODE² in a head that has got the weights of a head without it; return what the log says of it."""
     from meddet_yolo.nn.heads import NmODE2Detect
 
-    source = (weights.get("ema") or weights["model"]) if isinstance(weights, Mapping) else weights
+    source = _source(weights)
     head, given = model.model[-1], getattr(source, "model", [None])[-1]
-    if not isinstance(head, NmODE2Detect) or isinstance(given, NmODE2Detect) or head.inject != "act":
+    if not isinstance(head, NmODE2Detect) or head.inject != "act" or getattr(given, "inject", None) == "act":
         return ""
     head.restart()
     return "; the normalisations before nmODE² start anew, because they were trained for another activation"

@@ -1,5 +1,6 @@
 """The shipped model files: stock layouts with the nmODE² head, and their exports."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +9,19 @@ import torch
 from ultralytics import YOLO
 from ultralytics.nn import tasks
 from ultralytics.nn.modules import Detect
+from ultralytics.nn.modules.block import Attention
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import YAML
 
 import meddet_yolo  # noqa: F401  (registers the model files)
 from meddet_yolo.cfg import MODELS_DIR
+from meddet_yolo.evaluate.info import measure_size
 from meddet_yolo.nn.heads import NmODE2Detect
 from meddet_yolo.nn.nmode import NmODE2Activation
+from meddet_yolo.nn.nmode_forms import NmODE2Beside
 
-STOCK = {f"meddet-{s}": f"yolo26{s}" for s in "nsmlx"} | {f"meddet11-{s}": f"yolo11{s}" for s in "ns"}
+STOCK = {f"meddet-{s}": f"yolo26{s}" for s in "pnsmlx"} | {f"meddet11-{s}": f"yolo11{s}" for s in "pns"}
+WIDTH_P = [0.50, 0.125, 1024]  # a scale of ours
 
 
 def shapes(model: torch.nn.Module) -> dict[str, torch.Size]:
@@ -29,33 +34,62 @@ def test_every_planned_file_is_shipped() -> None:
 
 @pytest.mark.parametrize("name", STOCK)
 def test_differs_from_the_stock_model_in_the_head_alone(name: str) -> None:
-    """Same tensors under the same names, so stock weights load completely; same parameter count as the comment says."""
+    """The stock tensors under the same names, so stock weights load completely, and as many parameters as it says."""
     with torch.device("meta"):  # the large scales need not be in memory
         ours, stock = parse(name), parse(STOCK[name])
-    assert shapes(ours) == shapes(stock)
+    added = {key: shape for key, shape in shapes(ours).items() if key not in shapes(stock)}
+    assert {key: shape for key, shape in shapes(ours).items() if key not in added} == shapes(stock)
+    assert added and all(key.endswith(".act.factor") for key in added)
     assert [type(m) for m in ours[:-1]] == [type(m) for m in stock[:-1]]
-    assert [(m.i, m.f, m.np) for m in ours] == [(m.i, m.f, m.np) for m in stock]
+    assert [(m.i, m.f) for m in ours] == [(m.i, m.f) for m in stock]
     head = ours[-1]
-    assert type(head) is NmODE2Detect and head.branches == ("cls", "reg") and head.inject == "act"
-    count = sum(p.numel() for p in ours.parameters())
-    assert f"# {count:,} parameters" in (MODELS_DIR / f"{name}.yaml").read_text()
+    assert type(head) is NmODE2Detect and head.branches == ("cls", "reg") and head.inject == "beside"
+    counts = [sum(p.numel() for p in layers.parameters()) for layers in (ours, stock)]
+    text = (MODELS_DIR / f"{name}.yaml").read_text()
+    assert f"# {counts[0]:,} parameters" in text and f" {counts[0] - counts[1]:,} " in text
+    assert name.endswith("-p") or f"{counts[1]:,} of {STOCK[name]}" in text
+
+
+@pytest.mark.parametrize("family", ["meddet", "meddet11"])
+def test_p_is_a_third_of_n_and_half_of_its_work(family: str) -> None:
+    small, large = (measure_size(DetectionModel(f"{family}-{s}.yaml", nc=2, verbose=False), 64) for s in "pn")
+    assert 0.6e6 < small.parameters < 0.9e6 and small.parameters < 0.36 * large.parameters
+    assert small.multiply_adds < 0.5 * large.multiply_adds
+
+
+@pytest.mark.parametrize("family", ["meddet", "meddet11"])
+def test_p_attends_with_heads_of_full_width(family: str) -> None:
+    """Where the channels are too few for one head of Ultralytics' width, there must be one head, not none."""
+    attention = [m for m in parse(f"{family}-p").modules() if isinstance(m, Attention)]
+    assert attention and all(m.num_heads >= 1 and m.key_dim >= 8 for m in attention)
 
 
 def parse(name: str) -> torch.nn.Sequential:
-    return tasks.parse_model(tasks.yaml_model_load(f"{name}.yaml"), ch=3, verbose=False)[0]
+    return tasks.parse_model(layout(name), ch=3, verbose=False)[0]
 
 
-@pytest.mark.parametrize("name", ["meddet-n", "meddet11-n"])
+def layout(name: str) -> dict:
+    """The layout of a shipped or stock model; Ultralytics has no scale p."""
+    if not name.startswith("yolo") or not name.endswith("p"):
+        return tasks.yaml_model_load(f"{name}.yaml")
+    return {**tasks.yaml_model_load(f"{name[:-1]}n.yaml"), "scales": {"p": WIDTH_P}, "scale": "p"}
+
+
+@pytest.mark.parametrize("name", ["meddet-n", "meddet11-n", "meddet-p", "meddet11-p"])
 def test_builds_by_bare_name_and_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model = YOLO(f"{name}.yaml")
-    stock = DetectionModel(f"{STOCK[name]}.yaml", verbose=False)
+    stock = DetectionModel(layout(STOCK[name]), verbose=False)
     assert model.task == "detect"
-    assert sum(p.numel() for p in model.model.parameters()) == sum(p.numel() for p in stock.parameters())
+    factors = [p for n, p in model.model.named_parameters() if n.endswith(".act.factor")]
+    count = sum(p.numel() for p in stock.parameters()) + sum(p.numel() for p in factors)
+    assert sum(p.numel() for p in model.model.parameters()) == count
     assert torch.equal(model.model.stride, torch.tensor([8.0, 16.0, 32.0]))
     assert model.model.yaml["yaml_file"] == f"{name}.yaml"  # and no path of this machine
     result = model.predict(np.zeros((64, 64, 3), np.uint8), imgsz=64, verbose=False)[0]
     assert result.boxes.data.shape[1] == 6
+    again = DetectionModel(copy.deepcopy(model.model.yaml), verbose=False)  # what a resumed run builds
+    assert shapes(again) == shapes(model.model)
 
 
 def test_one_scale_a_file_and_options_spelt_out() -> None:
@@ -64,7 +98,7 @@ def test_one_scale_a_file_and_options_spelt_out() -> None:
         assert list(config["scales"]) == [path.stem[-1]]
         _, repeats, layer, args = config["head"][-1]
         assert (layer, repeats) == ("NmODE2Detect", 1)
-        assert args[1] == {"branches": ["cls", "reg"], "inject": "act", "t_end": 1.0, "solver": "closed"}
+        assert args[1] == {"branches": ["cls", "reg"], "inject": "beside", "t_end": 1.0, "solver": "closed"}
 
 
 # ---------------------------------------------------------------------------------------------------- exports
@@ -82,6 +116,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for norm in norms:
                 norm.momentum = momentum
             model(images(16))
+    for module in head.modules():
+        if isinstance(module, NmODE2Beside):
+            module.factor.data.normal_()
     for name in ("cv2", "cv3", "one2one_cv2", "one2one_cv3"):
         for level in getattr(head, name):
             level[2].weight.data.mul_(3)

@@ -15,6 +15,7 @@ from ultralytics.utils.tal import make_anchors
 from meddet_yolo.nn.gfl import FPN, ConvGN, GFLDetect
 from meddet_yolo.nn.gfl_loss import GFLCriterion
 from meddet_yolo.nn.nmode import NmODE2Activation, nmode2
+from meddet_yolo.nn.nmode_forms import NmODE2Beside, NmODE2Gate
 
 STRIDES = [8.0, 16.0, 32.0, 64.0, 128.0]
 
@@ -123,6 +124,20 @@ def test_a_convolution_of_its_own_for_nmode2() -> None:
     extra = sum(p.numel() for p in ours.parameters()) - sum(p.numel() for p in plain.parameters())
     assert extra == 2 * (64 * 64 + 2 * 64)
     assert isinstance(ours.cv3[0][1][-1].act, NmODE2Activation) and ours.cv3[0][1][-1].conv.kernel_size == (1, 1)
+
+
+@pytest.mark.parametrize("inject", ["beside", "gate"])
+def test_forms_that_start_as_the_head_without_nmode2(inject: str) -> None:
+    plain, ours = head(), head(branches=["cls", "reg"], inject=inject)
+    ours.load_state_dict(plain.state_dict(), strict=False)
+    x = levels(batch=2)
+    got, want = ours.train()(x), plain.train()(x)
+    assert all(torch.equal(got[key], want[key]) for key in ("boxes", "scores"))
+    (got["boxes"].square().mean() + got["scores"].square().mean()).backward()
+    kind = NmODE2Beside if inject == "beside" else NmODE2Gate
+    added = [m for m in ours.modules() if isinstance(m, kind)]
+    learns = [m.factor if inject == "beside" else m.out.weight for m in added]
+    assert len(added) == 2 and all(p.grad.abs().sum() > 0 for p in learns)
 
 
 def test_nmode2_starts_on_its_flank_where_its_output_varies() -> None:

@@ -1,7 +1,10 @@
 """The nmODE² head: where nmODE² sits, what it computes, and that it survives all that Ultralytics does to a head."""
 
 import copy
+import gzip
+import io
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,18 +13,19 @@ from ultralytics.nn import tasks
 from ultralytics.nn.modules import Conv, Detect
 from ultralytics.nn.tasks import DetectionModel
 
-from meddet_yolo.nn.heads import NmODE2Detect
+from meddet_yolo.nn.heads import INJECTIONS, NmODE2Detect
 from meddet_yolo.nn.nmode import NmODE2, NmODE2Activation, nmode2
-from meddet_yolo.nn.nmode_start import start_of
+from meddet_yolo.nn.nmode_forms import NmODE2Beside, NmODE2Gate
+from meddet_yolo.nn.nmode_start import moments, start_of
 
 CHANNELS = (16, 32)
 SETS = {"cv2": "reg", "cv3": "cls", "one2one_cv2": "reg", "one2one_cv3": "cls"}
 SUBSETS = (["cls", "reg"], ["cls"], ["reg"], [])
-OPTIONS = [{"inject": inject, "branches": branches} for inject in ("act", "conv") for branches in SUBSETS]
+OPTIONS = [{"inject": inject, "branches": branches} for inject in INJECTIONS for branches in SUBSETS]
 
 
 def randomize(module: nn.Module) -> nn.Module:
-    """Give normalisation statistics and biases that make a wrong fusion or a dropped block visible."""
+    """Give statistics, biases and factors that make a wrong fusion or a dropped block visible."""
     generator = torch.Generator().manual_seed(0)
     for m in module.modules():
         if isinstance(m, nn.BatchNorm2d):
@@ -29,6 +33,10 @@ def randomize(module: nn.Module) -> nn.Module:
             m.bias.data.normal_(generator=generator)
             m.running_mean.normal_(generator=generator)
             m.running_var.uniform_(0.5, 2.0, generator=generator)
+        elif isinstance(m, NmODE2Beside):
+            m.factor.data.normal_(generator=generator)
+        elif isinstance(m, NmODE2Gate):
+            m.out.weight.data.normal_(std=0.1, generator=generator)
     return module
 
 
@@ -79,12 +87,13 @@ def test_nmode_sits_in_the_chosen_branches_only(options: dict, legacy: bool, end
         wanted = branch in options["branches"]
         for level in getattr(head, name):
             activations = [m for m in level.modules() if isinstance(m, NmODE2Activation)]
-            assert len(activations) == (wanted and options["inject"] == "act")
-            assert isinstance(last_conv(level).act, NmODE2Activation) == bool(activations)
+            assert len(activations) == (wanted and options["inject"] in ("act", "beside"))
+            kind = {"act": NmODE2Activation, "beside": NmODE2Beside}.get(options["inject"], ()) if wanted else ()
+            assert isinstance(last_conv(level).act, kind or nn.SiLU)
             assert isinstance(level[2], nn.Conv2d)  # INT8 exclusion looks for the prediction layer at index 2
         extra = name.replace("cv2", "nmode_reg").replace("cv3", "nmode_cls")
         blocks = getattr(head, extra, None)
-        assert (blocks is not None) == (wanted and options["inject"] == "conv")
+        assert (blocks is not None) == (wanted and options["inject"] in ("conv", "gate"))
         if blocks is not None:
             assert [b.conv.in_channels for b in blocks] == [level[2].in_channels for level in getattr(head, name)]
     out = raw(head.train()(maps(2)))
@@ -119,6 +128,91 @@ def test_conv_runs_its_block_between_the_branch_and_the_prediction() -> None:
     stock = Detect.forward_head(head, x, head.cv2, head.cv3)
     assert torch.equal(got["boxes"], stock["boxes"])
     assert not torch.allclose(got["scores"], stock["scores"])
+
+
+def test_beside_adds_the_standardised_ode_to_the_activation() -> None:
+    head = build(inject="beside", branches=["reg"]).eval()
+    x = maps()
+    want = []
+    for xi, level in zip(x, head.cv2, strict=True):
+        g = level[1].bn(level[1].conv(level[0](xi)))
+        mean, std = moments(1.0)
+        y = (nmode2(g) - mean) / std
+        want.append(level[2](nn.functional.silu(g) + level[1].act.factor.view(1, -1, 1, 1) * y).flatten(2))
+    got = head.forward_head(x, **head.one2many)
+    torch.testing.assert_close(got["boxes"], torch.cat(want, -1))
+    assert torch.equal(got["scores"], Detect.forward_head(head, x, head.cv2, head.cv3)["scores"])
+
+
+def test_gate_multiplies_a_linear_path_by_the_ode() -> None:
+    head = build(inject="gate", branches=["cls"]).eval()
+    x = maps()
+    want = []
+    for xi, level, gate in zip(x, head.cv3, head.nmode_cls, strict=True):
+        y = level[1](level[0](xi))
+        y = y + gate.out(gate.linear(y) * nmode2(gate.bn(gate.conv(y))))
+        want.append(level[2](y).flatten(2))
+    torch.testing.assert_close(head.forward_head(x, **head.one2many)["scores"], torch.cat(want, -1))
+
+
+@pytest.mark.parametrize("inject", ["beside", "gate"])
+@pytest.mark.parametrize("name", ["meddet-n.yaml", "meddet11-n.yaml"])
+def test_a_stock_model_and_its_weights_compute_the_same_bits_at_the_start(name: str, inject: str) -> None:
+    """In training, in inference and fused: pretrained weights keep their mAP at step 0."""
+    torch.manual_seed(0)
+    stock = randomize(DetectionModel({"meddet-n.yaml": "yolo26n.yaml"}.get(name, "yolo11n.yaml"), nc=3, verbose=False))
+    config = tasks.yaml_model_load(name)
+    config["head"][-1][3][1].update(inject=inject)
+    net = DetectionModel(config, nc=3, verbose=False)
+    net.load(stock, verbose=False)
+    theirs, ours = stock.state_dict(), net.state_dict()
+    assert not set(theirs) - set(ours) and all(torch.equal(ours[k], v) for k, v in theirs.items())
+    x = torch.rand(2, 3, 64, 64)
+    for got, want in zip(raw(net.train()(x)).values(), raw(stock.train()(x)).values(), strict=True):
+        assert torch.equal(got, want)
+    for a, b in ((net.eval(), stock.eval()), (net.fuse(verbose=False), stock.fuse(verbose=False))):
+        with torch.no_grad():
+            assert torch.equal(a(x)[0], b(x)[0])
+    half, stock_half = copy.deepcopy(net).half(), copy.deepcopy(stock).half()
+    with torch.no_grad():
+        assert torch.equal(half(x.half())[0], stock_half(x.half())[0])
+
+
+def test_a_head_pickled_before_there_were_other_forms_says_what_it_said() -> None:
+    file = Path(__file__).parent / "files" / "head_act.pt.gz"  # written by version 0.1.0, `inject="act"`
+    with gzip.open(file) as stream:
+        saved = torch.load(io.BytesIO(stream.read()), weights_only=False)
+    head = saved["head"]
+    assert type(head) is NmODE2Detect and head.inject == "act"
+    torch.testing.assert_close(head(saved["maps"])[0], saved["predictions"])
+    head.cv3 = copy.deepcopy(head.cv3)  # its own options rule, not today's defaults
+    head.fuse()
+    torch.testing.assert_close(head(saved["maps"])[0], saved["predictions"])
+    assert len([m for m in head.modules() if type(m) is NmODE2Activation]) == 2
+    assert not any(isinstance(m, NmODE2Beside) for m in head.modules())
+
+
+@pytest.mark.parametrize("inject", INJECTIONS)
+def test_a_head_passes_safe_loading(inject: str) -> None:
+    head = build(inject=inject).eval()
+    buffer = io.BytesIO()
+    torch.save(head, buffer)
+    buffer.seek(0)
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(buffer)
+    assert not [name for name in names if name.startswith("meddet_yolo")]
+
+
+def test_learnt_factors_move_with_layers_into_another_head() -> None:
+    source = build(nc=7, inject="beside", t_end=2.0)
+    head = build(inject="beside").half()
+    layers = copy.deepcopy(source.cv3).half().requires_grad_(False)
+    head.cv3 = layers
+    for level, other in zip(head.cv3, source.cv3, strict=True):
+        act = last_conv(level).act
+        assert act.ode.t_end == 1.0 and act.factor.dtype == torch.float16 and not act.factor.requires_grad
+        assert torch.equal(act.factor, last_conv(other).act.factor.half()) and act.factor.abs().min() > 0
+    head.cv3 = copy.deepcopy(Detect(7, ch=list(CHANNELS)).cv3)
+    assert all((last_conv(level).act.factor == 0).all() for level in head.cv3)
 
 
 def test_no_branch_means_a_plain_head(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +252,7 @@ def test_the_output_of_nmode_starts_standardised_and_rises_with_its_input() -> N
 
 
 def test_restart_is_for_what_was_trained_with_another_activation() -> None:
-    net, stock = model("meddet11-n.yaml"), DetectionModel("yolo11n.yaml", nc=3, verbose=False)
+    net, stock = model("meddet11-n.yaml", inject="act"), DetectionModel("yolo11n.yaml", nc=3, verbose=False)
     norm = net.model[-1].cv2[0][1].bn
     with torch.no_grad():
         stock.model[-1].cv2[0][1].bn.weight.fill_(3.0)
@@ -168,6 +262,8 @@ def test_restart_is_for_what_was_trained_with_another_activation() -> None:
     assert torch.allclose(norm.weight, torch.tensor(-start_of(1.0).weight))
     net.load(own, verbose=False)
     assert torch.equal(norm.weight, torch.full_like(norm.weight, 2.0))
+    net.load(model("meddet11-n.yaml", inject="beside"), verbose=False)  # one of ours, but trained for a SiLU
+    assert torch.allclose(norm.weight, torch.tensor(-start_of(1.0).weight))
 
 
 def test_from_detect_refuses_heads_of_other_tasks() -> None:
@@ -200,7 +296,7 @@ def test_options_reach_the_activations_and_the_repr() -> None:
     assert text == "nc=3, reg_max=1, one2one=True, branches=[cls], inject=act, t_end=2.0, solver=rk4, steps=4"
 
 
-@pytest.mark.parametrize("inject", ["act", "conv"])
+@pytest.mark.parametrize("inject", INJECTIONS)
 @pytest.mark.parametrize("end2end", [False, True])
 @pytest.mark.parametrize("form", ["onnx", "openvino", "engine", "imx", "torchscript"])
 def test_an_export_says_the_same(inject: str, end2end: bool, form: str) -> None:
@@ -216,7 +312,7 @@ def test_an_export_says_the_same(inject: str, end2end: bool, form: str) -> None:
     assert probabilities == (form in ("onnx", "openvino", "engine"))
 
 
-@pytest.mark.parametrize("inject", ["act", "conv"])
+@pytest.mark.parametrize("inject", INJECTIONS)
 @pytest.mark.parametrize("reg_max", [1, 16])
 @pytest.mark.parametrize("end2end", [None, False, True])
 def test_fuse_keeps_the_output_and_drops_what_is_not_used(inject: str, reg_max: int, end2end: bool | None) -> None:
@@ -233,12 +329,12 @@ def test_fuse_keeps_the_output_and_drops_what_is_not_used(inject: str, reg_max: 
     assert net.is_fused()
     head = net.model[-1]
     names = {name for name, child in head.named_children() if child is not None}
-    wanted = {"cv2", "cv3"} | ({"nmode_reg", "nmode_cls"} if inject == "conv" else set())
+    wanted = {"cv2", "cv3"} | ({"nmode_reg", "nmode_cls"} if inject in ("conv", "gate") else set())
     assert names - {"dfl"} == ({f"one2one_{n}" for n in wanted} if end2end else wanted)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in head.modules())
 
 
-@pytest.mark.parametrize("inject", ["act", "conv"])
+@pytest.mark.parametrize("inject", INJECTIONS)
 def test_every_parameter_gets_a_gradient(inject: str) -> None:
     head = build(inject=inject, end2end=True, reg_max=1).train()
     sum(v.square().mean() for v in raw(head(maps(2))).values()).backward()
@@ -246,7 +342,7 @@ def test_every_parameter_gets_a_gradient(inject: str) -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("inject", ["act", "conv"])
+@pytest.mark.parametrize("inject", INJECTIONS)
 def test_copies_compute_the_same(inject: str) -> None:
     head = build(inject=inject, end2end=True).eval()
     want = head(maps())[0]
@@ -257,7 +353,7 @@ def test_copies_compute_the_same(inject: str) -> None:
         assert torch.equal(other(maps())[0], want)
 
 
-@pytest.mark.parametrize("inject", ["act", "conv"])
+@pytest.mark.parametrize("inject", INJECTIONS)
 def test_channels_last_and_half(inject: str) -> None:
     head = build(inject=inject).eval()
     want = head(maps())[0]
@@ -271,7 +367,7 @@ def test_channels_last_and_half(inject: str) -> None:
 
 
 def test_torch_compile_traces_the_head_in_one_graph() -> None:
-    for inject in ("act", "conv"):
+    for inject in INJECTIONS:
         head = build(inject=inject, end2end=True).train()
         compiled = torch.compile(head, backend="eager", fullgraph=True)
         x = maps(2)
@@ -303,7 +399,7 @@ def test_replaced_layers_of_another_width_get_blocks_of_that_width() -> None:
     assert [b.conv.in_channels for b in head.nmode_reg] == [level[2].in_channels for level in head.cv2]
 
 
-@pytest.mark.parametrize("inject", ["act", "conv"])
+@pytest.mark.parametrize("inject", INJECTIONS)
 @pytest.mark.parametrize("name", ["meddet-n.yaml", "meddet11-n.yaml"])
 def test_weights_of_another_class_count_load_with_nmode_in_place(name: str, inject: str) -> None:
     source, net = model(name, nc=90, inject=inject), model(name, nc=3, inject=inject)
@@ -316,8 +412,12 @@ def test_weights_of_another_class_count_load_with_nmode_in_place(name: str, inje
     assert net.eval()(torch.zeros(1, 3, 64, 64))[0].shape[1] == 4 + 3
 
 
-def test_activation_named_by_the_yaml_stays_in_the_other_layers() -> None:
+@pytest.mark.parametrize(("inject", "kind"), [("act", NmODE2Activation), ("beside", NmODE2Beside)])
+def test_activation_named_by_the_yaml_stays_in_the_other_layers(inject: str, kind: type) -> None:
     config = tasks.yaml_model_load("meddet-n.yaml") | {"activation": "nn.ReLU()"}
-    head = DetectionModel(config, nc=3, verbose=False).model[-1]
-    acts = {type(m.act) for m in head.modules() if isinstance(m, Conv)}
-    assert acts == {nn.ReLU, NmODE2Activation}
+    config["head"][-1][3][1].update(inject=inject)
+    net = DetectionModel(config, nc=3, verbose=False)
+    acts = [m.act for m in net.model[-1].modules() if isinstance(m, Conv)]
+    assert {type(act) for act in acts} == {nn.ReLU, kind}
+    assert inject == "act" or all(type(act.act) is nn.ReLU for act in acts if type(act) is kind)
+    sum(v.sum() for v in raw(net.train()(torch.rand(2, 3, 64, 64))).values()).backward()  # ReLU works in place
