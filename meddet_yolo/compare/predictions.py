@@ -35,15 +35,15 @@ class CollectingValidator(MedDetValidator):
     """Validate as `MedDetValidator` does and keep every image's boxes.
 
     Attributes:
-        seen: The images by their paths.
+        images_seen: The images by their paths.
     """
 
-    seen: dict[str, SeenImage]
+    images_seen: dict[str, SeenImage]
 
     def init_metrics(self, model: Any) -> None:
         """Begin anew."""
         super().init_metrics(model)
-        self.seen = {}
+        self.images_seen = {}
 
     def update_metrics(self, preds: list[dict[str, Any]], batch: dict[str, Any]) -> None:
         """Update the metrics and keep the boxes of a batch."""
@@ -65,7 +65,7 @@ class CollectingValidator(MedDetValidator):
             labels = image["cls"].cpu().numpy().reshape(-1, 1)
             boxes = np.concatenate([true.cpu().numpy().reshape(-1, 4), labels], 1).astype(np.float32)
             height, width = image["ori_shape"]
-            self.seen[str(image["im_file"])] = SeenImage(detected, boxes, (int(height), int(width)))
+            self.images_seen[str(image["im_file"])] = SeenImage(detected, boxes, (int(height), int(width)))
 
 
 def save_predictions(file: Path, seen: Mapping[str, SeenImage], patients: Mapping[str, str]) -> None:

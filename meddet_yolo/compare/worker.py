@@ -39,7 +39,6 @@ def main(arguments: list[str] | None = None) -> int:
     """
     folder, how = (sys.argv[1:] if arguments is None else arguments)[:2]
     run, options = Path(folder), json.loads(how)
-    _end_with_parent(os.getppid())
     if options.get("nice") and hasattr(os, "nice"):
         os.nice(int(options["nice"]))
     from filelock import FileLock
@@ -220,7 +219,7 @@ def _measure(weights: Path, run: Path, training: dict[str, Any], data: Path, opt
         name="val",
         exist_ok=True,
     )
-    save_predictions(run / FOUND, kept[0].seen, patients_of(data.parent.parent))
+    save_predictions(run / FOUND, kept[0].images_seen, patients_of(data.parent.parent))
     shutil.rmtree(run / "val", ignore_errors=True)
     return {
         "parameters": parameters,
@@ -252,4 +251,5 @@ def _peak_memory(device: Any) -> int:
 
 
 if __name__ == "__main__":
+    _end_with_parent(os.getppid())
     sys.exit(main())

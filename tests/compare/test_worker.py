@@ -1,0 +1,64 @@
+import json
+from pathlib import Path
+
+import pytest
+from ultralytics.data import dataset
+
+from meddet_yolo.compare.files import FOUND, RESULT, RUNS, SPEC, read_json
+from meddet_yolo.compare.folds import make_folds, read_images, write_folds
+from meddet_yolo.compare.harness import prepare
+from meddet_yolo.compare.plan import make_plan
+from meddet_yolo.compare.predictions import load_predictions
+from meddet_yolo.compare.worker import main
+
+HOW = json.dumps({"device": "cpu", "workers": 0})
+
+
+@pytest.fixture(autouse=True)
+def _label_caches(monkeypatch):
+    """A run keeps its process from writing label caches; other tests get them back."""
+    monkeypatch.setattr(dataset, "save_dataset_cache_file", dataset.save_dataset_cache_file)
+
+
+@pytest.fixture
+def out(tiny_data: Path, tmp_path: Path):
+    """Prepare a comparison on the tiny data set; returns its folder and a function that makes the runs of a plan."""
+
+    def make(**arguments):
+        training = {"imgsz": 64, "epochs": 2, "batch": 4, "cache": False}
+        given = {"student": "yolo11n.yaml", "methods": ["none"], "teachers": [], **arguments}
+        plan = make_plan(seeds=1, folds=2, training=training, **given)
+        items = read_images(tiny_data)
+        prepare(tmp_path, plan.runs(), write_folds(tmp_path / "folds", tiny_data, items, make_folds(items, 2)))
+        return plan.runs()
+
+    return tmp_path, make
+
+
+def test_a_given_teacher_is_measured_on_the_images_held_out(out, tiny_teachers, tiny_data):
+    folder, make = out
+    before = sorted(tiny_data.parent.rglob("*"))
+    run = make(methods=["meddet"], teachers=[str(tiny_teachers[0])])[0]
+    assert not run.trained
+    assert main([str(folder / RUNS / run.name), HOW]) == 0
+    boxes = load_predictions(folder / RUNS / run.name / FOUND)
+    held_out = (folder / "folds" / "fold0" / "val.txt").read_text().split()
+    assert [found.name for found, _ in boxes] == held_out
+    assert all(len(truth) and truth.size == (64, 64) for _, truth in boxes)
+    labels = Path(held_out[0].replace("images", "labels")).with_suffix(".txt").read_text().splitlines()
+    assert len(boxes[0][1]) == len(labels)
+    centre = (boxes[0][1].boxes[0, :2] + boxes[0][1].boxes[0, 2:]) / 2 / 64
+    assert centre == pytest.approx([float(v) for v in labels[0].split()[1:3]], abs=1e-3)
+    assert read_json(folder / RUNS / run.name / RESULT)["parameters"] > 1e5
+    assert sorted(tiny_data.parent.rglob("*")) == before  # the data set's folder is only read
+
+
+def test_a_failure_leaves_its_reason_in_a_line(out, tiny_teachers):
+    folder, make = out
+    run = make(methods=["meddet"], teachers=[str(tiny_teachers[0])])[0]
+    spec = read_json(folder / RUNS / run.name / SPEC)
+    (folder / RUNS / run.name / SPEC).write_text(json.dumps({**spec, "model": str(folder / "none.pt")}))
+    with pytest.raises(FileNotFoundError):
+        main([str(folder / RUNS / run.name), HOW])
+    reason = (folder / RUNS / run.name / "failed.txt").read_text()
+    assert "none.pt" in reason and reason.count("\n") == 1
