@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from meddet_yolo.evaluate.statistics import bootstrap, bootstrap_all, expanded_percentiles, holm, paired, paired_all
+from meddet_yolo.evaluate.statistics import bootstrap, bootstrap_all, expanded_bca, holm, paired, paired_all
 
 
 def _mean(values: np.ndarray):
@@ -17,26 +17,36 @@ def test_resamples_patients_with_all_their_images():
     groups = ["a", "a", "b", "c", "c", "c"]
     seen = []
     bootstrap(lambda w: float(seen.append(w.copy()) or 0), groups, rounds=200)
-    drawn = np.array(seen[1:])
+    drawn = np.array(seen[1:201])
     assert (drawn[:, 0] == drawn[:, 1]).all() and (drawn[:, 3] == drawn[:, 5]).all()
     assert (drawn[:, [0, 2, 3]].sum(1) == 3).all()
     assert drawn[:, [0, 2, 3]].mean(0) == pytest.approx([1, 1, 1], abs=0.2)
 
 
-def test_agrees_with_scipys_bootstrap_of_independent_images():
-    values = np.random.default_rng(0).gamma(2, size=60)
-    ours = bootstrap(_mean(values), [str(i) for i in range(60)], rounds=20_000)
-    theirs = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", random_state=1)
-    width = theirs.confidence_interval.high - theirs.confidence_interval.low
-    widened = np.sqrt(60 / 59) * stats.t.ppf(0.975, 59) / stats.norm.ppf(0.975)
-    assert ours.value == pytest.approx(values.mean())
-    assert (ours.high - ours.low) / width == pytest.approx(widened, rel=0.04)
-    assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.04 * width + width * (widened - 1))
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10**6), level=st.sampled_from([0.8, 0.95]))
+def test_with_many_units_it_is_scipys_bca(seed, level):
+    values = np.random.default_rng(seed).gamma(2, size=40)
+    theirs = stats.bootstrap(
+        (values,), np.mean, n_resamples=500, method="BCa", rng=np.random.default_rng(1), confidence_level=level
+    )
+    without = (values.sum() - values) / 39
+    low, high = expanded_bca(values.mean(), theirs.bootstrap_distribution, without, 10**12, level)
+    assert [low, high] == pytest.approx(list(theirs.confidence_interval), rel=1e-6)
 
 
-def test_expanded_percentiles_of_a_normal_sample_are_the_t_interval():
+def test_leaves_out_every_patient_once_or_parts_of_many():
+    for patients, parts in ((7, 7), (450, 200)):
+        groups = [str(i // 2) for i in range(2 * patients)]
+        seen = []
+        bootstrap(lambda w, seen=seen: float(seen.append(w.copy()) or w.sum()), groups, rounds=1)
+        left_out = 1 - np.array(seen[2:])
+        assert len(left_out) == parts and (left_out.sum(0) == 1).all() and (left_out[:, ::2] == left_out[:, 1::2]).all()
+
+
+def test_of_a_normal_sample_it_is_the_t_interval():
     drawn = stats.norm.ppf((np.arange(200_000) + 0.5) / 200_000) * np.sqrt(9 / 10)  # what a bootstrap of 10 has
-    low, high = expanded_percentiles(drawn, 10, 0.95)
+    low, high = expanded_bca(0.0, drawn, np.array([-1.0, 1.0]), 10, 0.95)
     assert [low, high] == pytest.approx([stats.t.ppf(0.025, 9), stats.t.ppf(0.975, 9)], rel=2e-3)
 
 
