@@ -77,6 +77,7 @@ class Pool:
             raise ValueError("found and truth must name the same images in the same order: see `align`")
         self.found_list, self.truth_list = tuple(found), tuple(truth)
         self.images = len(self.truth_list)
+        self._matches: dict[tuple[str, float], tuple[Integers, Flags]] = {}
         counts = [len(f) for f in found]
         scores = _joined([f.scores for f in found], np.float64)
         order = np.argsort(-scores, kind="stable")
@@ -132,6 +133,35 @@ class Pool:
         boxes, truth = self.boxes[pairs.found], self.truth_boxes[pairs.truth]
         centre = (boxes[:, :2] + boxes[:, 2:]) / 2
         return pairs.where(((centre >= truth[:, :2]) & (centre <= truth[:, 2:])).all(1))
+
+    def matches(self, hit: str = "iou", iou: float = 0.5) -> tuple[Integers, Flags]:
+        """Match found boxes to labelled ones of their class, the best score first, each labelled box once.
+
+        Args:
+            hit: "iou": a hit has an IoU of at least `iou`; what finds a box that is found already is a false alarm.
+                "centre": the found box's centre lies in the labelled one; what finds it again counts for nothing.
+            iou: Least IoU of a hit, in (0, 1].
+
+        Returns:
+            (D,) the labelled box of each found one, -1 where there is none; and (D,) whether it is a false alarm.
+
+        Raises:
+            ValueError: `hit` or `iou` is not one of these.
+        """
+        if hit not in ("iou", "centre"):
+            raise ValueError(f"hit={hit} is unknown: expected iou or centre")
+        if not 0 < iou <= 1:
+            raise ValueError(f"iou must lie in (0, 1], got {iou!r}")
+        key = (hit, iou)
+        if key not in self._matches:
+            pairs = self.own_class_pairs if hit == "iou" else self.centre_pairs
+            least = np.array([iou if hit == "iou" else 0.0])
+            match = greedy_match(pairs, len(self.scores), len(self.truth_image), self.image, least)[0]
+            alarm = match < 0
+            if hit == "centre":
+                alarm[pairs.found] = False
+            self._matches[key] = match, alarm
+        return self._matches[key]
 
     @cached_property
     def rank(self) -> Integers:
