@@ -20,6 +20,13 @@ __all__ = ["MEASURES", "Measure", "measure"]
 
 MEASURES: dict[str, str] = {
     "average_precision": "meddet_yolo.evaluate.measures.average_precision:AveragePrecision",
+    "froc": "meddet_yolo.evaluate.measures.froc:FROC",
+    "operating_point": "meddet_yolo.evaluate.measures.operating_point:OperatingPoint",
+    "auroc": "meddet_yolo.evaluate.measures.auroc:AUROC",
+    "calibration": "meddet_yolo.evaluate.measures.calibration:Calibration",
+    "error_types": "meddet_yolo.evaluate.measures.error_types:ErrorTypes",
+    "localisation": "meddet_yolo.evaluate.measures.localisation:Localisation",
+    "counts": "meddet_yolo.evaluate.measures.counts:Counts",
 }
 """Module and class of each measure."""
 
