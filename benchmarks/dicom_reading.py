@@ -80,7 +80,7 @@ def main() -> None:
     import numpy as np
     import pydicom
 
-    from meddet_yolo.data.volumes import open_volume
+    from meddet_yolo.imaging.volumes import open_volume
 
     now = time.process_time if args.clock == "cpu" else time.perf_counter
     cv2.setNumThreads(1)

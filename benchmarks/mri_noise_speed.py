@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from nmode2_timing import CLOCKS, header, interleave, ratio, summary, write
 
 from meddet_yolo.data.mri_noise import NOISES, add_noise
-from meddet_yolo.data.phantom import generate_phantom
+from meddet_yolo.phantom import generate_phantom
 
 STOCK = "Ultralytics' augmentation"
 

@@ -27,7 +27,7 @@ from nmode2_timing import CLOCKS, header, interleave, ratio, summary, write
 from torch import Tensor, nn
 
 from meddet_yolo.nn.nmode import NmODE2Activation
-from meddet_yolo.nn.nmode_closed import closed_form, plain_table
+from meddet_yolo.nn.nmode.closed import closed_form, plain_table
 
 FORM = closed_form(1.0)
 

@@ -24,7 +24,7 @@ from nmode2_timing import CLOCKS, header, interleave, ratio, summary, write
 from torch import Tensor
 from torchdiffeq import odeint
 
-from meddet_yolo.nn.nmode import integrate_nmode2, nmode2
+from meddet_yolo.nn.nmode.layers import integrate_nmode2, nmode2
 
 SHAPES = ((8, 64, 80, 80), (1, 64, 80, 80))
 SLOW = ("RK4, 4 steps, unrolled", "torchdiffeq rk4, 4 steps", "torchdiffeq dopri5, 1e-3")

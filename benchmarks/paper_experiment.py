@@ -237,7 +237,7 @@ def main() -> None:
             parser.error("--data is needed for the full experiment")
         args.data = str(Path(args.out) / "phantom" / "data.yaml")
         if not Path(args.data).is_file():
-            from meddet_yolo.data.phantom import generate_phantom
+            from meddet_yolo.phantom import generate_phantom
 
             generate_phantom(out=str(Path(args.out) / "phantom"), **SMALL_PHANTOM)
     if args.run:

@@ -32,7 +32,7 @@ RESULTS = Path(__file__).parent / "results"
 def train_one(args: argparse.Namespace, difficulty: float) -> None:
     """Generate the data, train or go on with it, and write the result."""
     from meddet_yolo import MedDet
-    from meddet_yolo.data.phantom import generate_phantom
+    from meddet_yolo.phantom import generate_phantom
 
     folder = _folder(args, difficulty)
     data = generate_phantom(

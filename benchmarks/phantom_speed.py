@@ -26,9 +26,9 @@ RESULTS = Path(__file__).parent / "results"
 
 def one_process(imgsz: int, patients: int, first: int) -> tuple[float, float]:
     """Return images a second, by the clock and by processor time, of writing some patients."""
-    from meddet_yolo.data.phantom import PRESETS
-    from meddet_yolo.data.phantom.study import PatientPlan, Study
-    from meddet_yolo.data.phantom.writer import make_patient
+    from meddet_yolo.phantom import PRESETS
+    from meddet_yolo.phantom.study import PatientPlan, Study
+    from meddet_yolo.phantom.writer import make_patient
 
     study = Study(914, 0, imgsz, 2, 0.5, 0.125, 0.2, PRESETS["paper"].fov)
     with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +43,7 @@ def one_process(imgsz: int, patients: int, first: int) -> tuple[float, float]:
 
 def whole(patients: int, workers: int) -> float:
     """Return images a second of a whole data set."""
-    from meddet_yolo.data.phantom import generate_phantom
+    from meddet_yolo.phantom import generate_phantom
 
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()

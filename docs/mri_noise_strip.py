@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from meddet_yolo.data.mri_noise import NOISES, add_noise
-from meddet_yolo.data.phantom import generate_phantom
+from meddet_yolo.phantom import generate_phantom
 
 TILE, GAP, HEAD = 136, 4, 18
 STRENGTHS = {

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from meddet_yolo.nn.nmode import nmode2
-from meddet_yolo.nn.nmode_closed import closed_form, packed_table
+from meddet_yolo.nn.nmode.closed import closed_form, packed_table
 
 T_END = 1.0
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from meddet_yolo.data.phantom import PRESETS
-from meddet_yolo.data.phantom.anatomy import Disc
-from meddet_yolo.data.phantom.study import Study
+from meddet_yolo.phantom import PRESETS
+from meddet_yolo.phantom.anatomy import Disc
+from meddet_yolo.phantom.study import Study
 
 TILE, COLUMNS = 224, 4
 CLOSE, CLOSE_COLUMNS, MILLIMETRES = 149, 6, 38.0

@@ -10,6 +10,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from meddet_yolo import _moved
+
 if TYPE_CHECKING:
     from meddet_yolo.model import MedDet
     from meddet_yolo.nn.blocks import NmODE2Block
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from meddet_yolo.nn.heads import NmODE2Detect
     from meddet_yolo.nn.nmode import NmODE2, NmODE2Activation, nmode2
     from meddet_yolo.registry import load_detector, register, resolve_model_yaml
-    from meddet_yolo.trainer import DistillTrainer
+    from meddet_yolo.train.trainer import DistillTrainer
 
 __all__ = [
     "DistillTrainer",
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "DistillTrainer": "trainer",
+    "DistillTrainer": "train.trainer",
     "GFLDetect": "nn.gfl",
     "MedDet": "model",
     "NmODE2": "nn.nmode",
@@ -61,6 +63,7 @@ def __dir__() -> list[str]:
     return sorted(set(globals()) | set(__all__))
 
 
+_moved.install()
 try:
     import_module("meddet_yolo.registry").register()
 except ModuleNotFoundError as error:

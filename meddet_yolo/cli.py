@@ -42,9 +42,9 @@ _OWN_COMMANDS = {
     "benchmark": ("meddet_yolo.benchmark", "benchmark"),
     "compare": ("meddet_yolo.compare", "compare"),
     "convert": ("meddet_yolo.data.convert", "convert_command"),
-    "phantom": ("meddet_yolo.data.phantom", "generate_phantom"),
+    "phantom": ("meddet_yolo.phantom", "generate_phantom"),
     "quickstart": ("meddet_yolo.quickstart", "quickstart"),
-    "slices": ("meddet_yolo.data.pictures", "write_pictures"),
+    "slices": ("meddet_yolo.imaging.pictures", "write_pictures"),
 }
 _OTHER_FAMILIES = ("rtdetr", "fastsam", "sam_", "sam2_", "sam2.1_", "sam3", "mobile_sam", "yolo_nas")
 _MESSAGE_LIMIT = 300

@@ -12,9 +12,9 @@ from meddet_yolo.data.mri_noise import MRINoiseConfig
 from meddet_yolo.data.shipped import find_data
 from meddet_yolo.distill.config import DistillConfig
 from meddet_yolo.evaluate.validator import MedDetValidator
-from meddet_yolo.exporter import EXPORT_KEYS, FORMATS, export
-from meddet_yolo.predictor import MedDetPredictor, VolumeSource
-from meddet_yolo.trainer import DistillTrainer
+from meddet_yolo.export.exporter import EXPORT_KEYS, FORMATS, export
+from meddet_yolo.predict.predictor import MedDetPredictor, VolumeSource
+from meddet_yolo.train.trainer import DistillTrainer
 
 __all__ = ["OWN_KEYS", "MedDet"]
 
@@ -65,7 +65,7 @@ class MedDet(YOLO):
                 (centre, width)) and `sr` (whether to write DICOM Structured Reports).
 
         Returns:
-            Results as `YOLO.predict` gives them; those of slices are `meddet_yolo.predictor.SliceResults`.
+            Results as `YOLO.predict` gives them; those of slices are `meddet_yolo.predict.predictor.SliceResults`.
 
         Raises:
             ValueError: If nothing of the source can be read, an argument is wrong, or `sr` is set without DICOM.

@@ -87,8 +87,8 @@ def quickstart(
 
 def _run_steps(run: _Run, epochs: int, imgsz: int, patients: int, seed: int, device: str | int) -> Path:
     """Run the seven steps and print the table."""
-    from meddet_yolo.data.phantom import generate_phantom
     from meddet_yolo.evaluate import report
+    from meddet_yolo.phantom import generate_phantom
 
     out = run.out
     data, result, grid = out / "data" / "data.yaml", out / "report.json", out / "pictures" / "boxes.png"
@@ -171,8 +171,8 @@ def _draw(weights: dict[str, Path], data: Path, imgsz: int, device: str | int, g
     """Draw ground truth and every model's boxes on a few validation images of different patients."""
     from ultralytics import YOLO
 
-    from meddet_yolo.data.phantom import NAMES
     from meddet_yolo.evaluate import report
+    from meddet_yolo.phantom import NAMES
 
     order = ("student-alone", "student-distilled", *TEACHERS)
     models = {name: YOLO(weights[name]) for name in order}

@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data.yaml of a few generated spine images of 64 px: 6 for training, 2 for validation, two classes."""
-    from meddet_yolo.data.phantom import generate_phantom
+    from meddet_yolo.phantom import generate_phantom
 
     folder = tmp_path_factory.mktemp("tiny") / "data"
     return generate_phantom(folder, preset="tiny", patients=4, imgsz=64, val_fraction=0.25, test_fraction=0.0)

@@ -413,8 +413,8 @@ def test_a_closed_pipe_is_no_error(tmp_path):
     ],
 )
 def test_what_a_command_returns_is_printed(monkeypatch, capsys, result, printed):
-    import meddet_yolo.data.phantom
+    import meddet_yolo.phantom
 
-    monkeypatch.setattr(meddet_yolo.data.phantom, "generate_phantom", lambda: result)
+    monkeypatch.setattr(meddet_yolo.phantom, "generate_phantom", lambda: result)
     assert cli.main(["phantom"]) == 0
     assert capsys.readouterr().out == printed

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from meddet_yolo.benchmark.sessions import OpenVinoSession, TorchSession
 from meddet_yolo.evaluate.info import build_model, measure_size
-from meddet_yolo.exporter import calibration_images, on_gpu
+from meddet_yolo.export.exporter import calibration_images, on_gpu
 from meddet_yolo.trt.backends import gpu_info
 from meddet_yolo.trt.engine_file import read_sidecar, sha256
 from meddet_yolo.trt.original import channels_of

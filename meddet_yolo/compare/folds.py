@@ -20,7 +20,7 @@ from meddet_yolo.data.convert.patients import find_patients
 from meddet_yolo.data.convert.records import Collection, Item, pseudonym
 from meddet_yolo.data.convert.yolo import read_yolo
 from meddet_yolo.data.splits import check_leakage, split_patients
-from meddet_yolo.data.volumes import is_volume
+from meddet_yolo.imaging.volumes import is_volume
 
 __all__ = ["Fold", "assign_folds", "make_folds", "patients_of", "read_images", "write_folds"]
 

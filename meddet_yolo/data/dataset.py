@@ -14,11 +14,11 @@ from ultralytics.data.utils import get_split_fraction, img2label_paths
 from ultralytics.utils import LOGGER, TQDM, USER_CONFIG_DIR, colorstr
 from ultralytics.utils.patches import imread
 
-from meddet_yolo.data.grey import checked_window
 from meddet_yolo.data.mri_noise import MRINoise, MRINoiseConfig
-from meddet_yolo.data.search import CACHE_SUFFIX, volume_files
-from meddet_yolo.data.slice_cache import cache_slices
-from meddet_yolo.data.volumes import Skipped, is_volume
+from meddet_yolo.imaging.grey import checked_window
+from meddet_yolo.imaging.search import CACHE_SUFFIX, volume_files
+from meddet_yolo.imaging.slice_cache import cache_slices
+from meddet_yolo.imaging.volumes import Skipped, is_volume
 
 __all__ = ["MedDetDataset", "build_dataset"]
 

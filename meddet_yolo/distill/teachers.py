@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meddet_yolo.distill.distiller import DetectorOutput
+from meddet_yolo.distill.methods.meddet.distiller import DetectorOutput
 
 __all__ = ["Teacher", "check_same_classes", "neck_features", "probe_neck"]
 

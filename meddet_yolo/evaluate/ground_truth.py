@@ -13,13 +13,13 @@ from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, img2label_pat
 from ultralytics.utils import USER_CONFIG_DIR
 
 from meddet_yolo.data.convert.yolo import PATIENTS_FILE
-from meddet_yolo.data.grey import checked_window
 from meddet_yolo.data.labels import label_problem
-from meddet_yolo.data.search import CACHE_SUFFIX
 from meddet_yolo.data.shipped import find_data
-from meddet_yolo.data.slice_cache import cache_slices
-from meddet_yolo.data.volumes import VolumeError, is_volume, open_volume
 from meddet_yolo.evaluate.detections import Truth, TruthSet
+from meddet_yolo.imaging.grey import checked_window
+from meddet_yolo.imaging.search import CACHE_SUFFIX
+from meddet_yolo.imaging.slice_cache import cache_slices
+from meddet_yolo.imaging.volumes import VolumeError, is_volume, open_volume
 
 __all__ = ["read_column", "truth_of"]
 

@@ -19,8 +19,8 @@ from ultralytics.utils import LOGGER
 from meddet_yolo.console import as_list, quiet
 from meddet_yolo.data.mri_noise import NOISES, add_noise, check_noise, image_generator
 from meddet_yolo.data.shipped import find_data
-from meddet_yolo.data.volumes import Skipped
 from meddet_yolo.evaluate.validator import MedDetValidator
+from meddet_yolo.imaging.volumes import Skipped
 
 __all__ = ["STRENGTHS", "NoiseReport", "NoiseResult", "noise_robustness"]
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from ultralytics.nn.modules import Conv
 
-from meddet_yolo.nn.nmode import NmODE2Activation
-from meddet_yolo.nn.nmode_start import start_on_flank
+from meddet_yolo.nn.nmode.layers import NmODE2Activation
+from meddet_yolo.nn.nmode.start import start_on_flank
 
 
 class NmODE2Block(Conv):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from ultralytics.nn.modules import Conv, Detect
 
-from meddet_yolo.nn.nmode import NmODE2, NmODE2Activation
+from meddet_yolo.nn.nmode.layers import NmODE2, NmODE2Activation
+from meddet_yolo.nn.nmode.start import start_on_flank
 from meddet_yolo.nn.nmode_forms import NmODE2Beside, NmODE2Gate
-from meddet_yolo.nn.nmode_start import start_on_flank
 
 BRANCHES = ("cls", "reg")
 INJECTIONS = ("beside", "gate", "act", "conv")
@@ -49,7 +49,7 @@ class NmODE2Detect(Detect):
       convolution and the prediction layer.
 
     With "act" and "conv" the output of nmODE² is standardised and the normalisation before it starts on the flank of
-    its function, without which a detector learns markedly slower (`meddet_yolo.nn.nmode_start`); `standardise=False`
+    its function, without which a detector learns markedly slower (`meddet_yolo.nn.nmode.start`); `standardise=False`
     switches both off.
 
     Everything else is the stock head's: end-to-end (NMS-free) branch, DFL and DFL-free regression, decoding, export.

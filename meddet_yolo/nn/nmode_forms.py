@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meddet_yolo.nn.nmode import NmODE2Activation
-from meddet_yolo.nn.nmode_start import moments, start_on_flank
+from meddet_yolo.nn.nmode.layers import NmODE2Activation
+from meddet_yolo.nn.nmode.start import moments, start_on_flank
 
 __all__ = ["NmODE2Beside", "NmODE2Gate"]
 
@@ -96,7 +96,7 @@ class NmODE2Gate(nn.Module):
 
     The bracket is the form in which public nmODE blocks use the ODE: never bare, but as a gate on a linear path. The
     sum with x, the start of W3 at 0, and the width of the branch, a quarter of the input's, are our own decisions. The
-    normalisation starts on the flank of the ODE's function (`meddet_yolo.nn.nmode_start`), where the gate opens and
+    normalisation starts on the flank of the ODE's function (`meddet_yolo.nn.nmode.start`), where the gate opens and
     closes as g rises and falls; as a gate it is not standardised.
 
     Args:

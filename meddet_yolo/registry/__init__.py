@@ -9,10 +9,11 @@ work to the original and leaves models without our layers alone:
   that name wins.
 - `BaseModel.load` (`weights.py`): says which tensors of pretrained weights were transferred and which were not.
 - `DetectionModel.init_criterion`: a head that brings its own training loss is asked for it.
+- `torch_safe_load`: our layers are known, and so allowed, before a checkpoint is read in safe mode.
 
-And the class that runs `.engine` files makes room for one that also knows TensorRT-RTX (`meddet_yolo/backend.py`).
+And the class that runs `.engine` files makes room for one that also knows TensorRT-RTX (`rtx_backend.py`).
 
-`tests/test_canary*.py` fail with a clear message when a new Ultralytics changes what this package leans on.
+`tests/registry/test_canary*.py` fail with a clear message when a new Ultralytics changes what this package leans on.
 
 Importing this package imports neither torch nor Ultralytics: an engine must run in a container that has neither.
 """
@@ -29,7 +30,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from meddet_yolo.registry.checkpoints import load_detector
+from meddet_yolo.registry.checkpoints import load_detector, wrap_torch_safe_load
+from meddet_yolo.registry.engines import engine_backend
 from meddet_yolo.registry.files import resolve_model_yaml, wrap_yaml_model_load
 from meddet_yolo.registry.layers import wrap_parse_model
 from meddet_yolo.registry.weights import TransferReport, transfer_report, wrap_load
@@ -39,7 +41,6 @@ __all__ = ["TransferReport", "load_detector", "register", "resolve_model_yaml", 
 _TASKS = "ultralytics.nn.tasks"
 _AUTOBACKEND = "ultralytics.nn.autobackend"
 _HOLDERS = ("ultralytics.nn", "ultralytics.engine.model")  # modules that import the wrapped functions by name
-_LAYERS = tuple(f"meddet_yolo.nn.{name}" for name in ("blocks", "heads", "gfl", "backbones", "shufflenet"))
 _lock = threading.RLock()
 
 
@@ -86,13 +87,14 @@ class _PatchWhenImported(MetaPathFinder):
 
 
 def _patch(tasks: ModuleType) -> None:
-    """Wrap Ultralytics' functions wherever they are held, and have our layers allowed in safely loaded checkpoints."""
+    """Wrap Ultralytics' functions wherever they are held."""
     with _lock:
         for owner, name, wrap in (
             (tasks, "parse_model", wrap_parse_model),
             (tasks, "yaml_model_load", wrap_yaml_model_load),
             (tasks.BaseModel, "load", wrap_load),
             (tasks.DetectionModel, "init_criterion", _wrap_init_criterion),
+            (tasks, "torch_safe_load", wrap_torch_safe_load),
         ):
             original = getattr(owner, name)
             if getattr(original, "_meddet", False):
@@ -102,13 +104,13 @@ def _patch(tasks: ModuleType) -> None:
             for holder in (owner, *(sys.modules[m] for m in _HOLDERS if m in sys.modules)):
                 if getattr(holder, name, None) is original:
                     setattr(holder, name, wrapper)
-    for name in _LAYERS:  # each allows its own layers; one that is just importing Ultralytics gets there afterwards
-        importlib.import_module(name)
 
 
 def _patch_autobackend(autobackend: ModuleType) -> None:
     """Let Ultralytics run engines of TensorRT-RTX."""
-    importlib.import_module("meddet_yolo.backend").install()
+    backends = autobackend.AutoBackend._BACKEND_MAP
+    if not getattr(backends["engine"], "_meddet", False):
+        backends["engine"] = engine_backend(backends["engine"])
 
 
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {_TASKS: _patch, _AUTOBACKEND: _patch_autobackend}

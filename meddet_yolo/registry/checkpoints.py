@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["load_detector"]
+__all__ = ["load_detector", "wrap_torch_safe_load"]
 
+_LAYERS = ("blocks", "heads", "gfl", "backbones", "shufflenet")
 _REFUSED = re.compile(r"unsupported global:? (?:GLOBAL )?(\S+)", re.IGNORECASE)  # in torch's own words
 
 
@@ -45,6 +48,18 @@ def load_detector(path: str | Path, trust: bool = False) -> nn.Module:
     checkpoint = _read_checkpoint(file, trust)
     model = checkpoint.get("ema") or checkpoint.get("model")
     return _as_detector(model, checkpoint.get("train_args") or {}, file)
+
+
+def wrap_torch_safe_load(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `torch_safe_load` that allows our layers: each is allowed by the module that defines it."""
+
+    @functools.wraps(original)
+    def torch_safe_load(*args: Any, **kwargs: Any) -> Any:
+        for name in _LAYERS:
+            import_module(f"meddet_yolo.nn.{name}")
+        return original(*args, **kwargs)
+
+    return torch_safe_load
 
 
 def _checkpoint_file(path: str | Path) -> Path:

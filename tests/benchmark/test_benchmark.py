@@ -19,7 +19,7 @@ from meddet_yolo.benchmark.candidates import Source, Workshop
 from meddet_yolo.benchmark.plots import pareto_front, plot_bubbles, plot_tradeoff
 from meddet_yolo.benchmark.report import Result
 from meddet_yolo.benchmark.sessions import OpenVinoSession, TorchSession
-from meddet_yolo.exporter import CALIBRATION_IMAGES, calibration_images
+from meddet_yolo.export.exporter import CALIBRATION_IMAGES, calibration_images
 from meddet_yolo.trt.runner import OnnxRunner, Runner
 
 QUICK = {"imgsz": 64, "iterations": 20, "seconds": 0.2, "threads": 1, "device": "cpu"}
@@ -36,7 +36,7 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Path:
     """A data set with enough images to calibrate on."""
-    from meddet_yolo.data.phantom import generate_phantom
+    from meddet_yolo.phantom import generate_phantom
 
     return generate_phantom(tmp_path_factory.mktemp("drawn") / "data", patients=14, imgsz=64, slices=1)
 
@@ -100,7 +100,7 @@ def test_a_second_run_takes_the_exported_files(report, monkeypatch):
 
 def test_int8_is_calibrated_anew_on_another_data_set(checkpoint, drawn, tmp_path, monkeypatch):
     """What was calibrated on one data set is not taken for another one with as many images."""
-    from meddet_yolo.data.phantom import generate_phantom
+    from meddet_yolo.phantom import generate_phantom
 
     other = generate_phantom(tmp_path / "other", patients=14, imgsz=64, slices=1, seed=1)
     exported = []
@@ -125,7 +125,7 @@ def test_what_is_calibrated_is_what_an_export_takes(checkpoint, drawn, tmp_path,
         raise InterruptedError
 
     monkeypatch.setattr("meddet_yolo.trt.onnx_export.export_onnx", export)
-    monkeypatch.setattr("meddet_yolo.exporter.export_onnx", export)
+    monkeypatch.setattr("meddet_yolo.export.exporter.export_onnx", export)
     with pytest.raises(InterruptedError):
         Workshop(tmp_path, data=str(drawn)).make(Source("tiny", str(checkpoint)), "onnxruntime", "int8", 64, 1)
     with pytest.raises(InterruptedError):

@@ -9,7 +9,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from meddet_yolo.nn.blocks import NmODE2Block
 from meddet_yolo.nn.nmode import NmODE2Activation, nmode2
-from meddet_yolo.nn.nmode_start import start_of
+from meddet_yolo.nn.nmode.start import start_of
 
 
 def with_block(row: list, after: int = 10) -> dict:

@@ -52,7 +52,7 @@ def _lively(name: str, images: np.ndarray) -> YOLO:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> list[Path]:
     """Drawn spines of odd sizes."""
-    from meddet_yolo.data.phantom import generate_phantom
+    from meddet_yolo.phantom import generate_phantom
 
     folder = tmp_path_factory.mktemp("images")
     data = generate_phantom(folder / "data", patients=4, imgsz=IMGSZ, slices=1)

@@ -11,8 +11,8 @@ import numpy as np
 
 from meddet_yolo.data.convert.pixels import open_picture
 from meddet_yolo.data.convert.records import Collection, Item, NamedBox
-from meddet_yolo.data.nifti import is_nifti, read_nifti
-from meddet_yolo.data.volumes import stem_of
+from meddet_yolo.imaging.nifti import is_nifti, read_nifti
+from meddet_yolo.imaging.volumes import stem_of
 
 __all__ = ["MASK_FOLDERS", "is_mask_name", "mask_boxes", "pair_masks", "read_masks"]
 

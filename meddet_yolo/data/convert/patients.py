@@ -11,8 +11,8 @@ from typing import Any
 
 from meddet_yolo.data.convert.records import Collection, pseudonym
 from meddet_yolo.data.convert.write import Planned
-from meddet_yolo.data.dicom import is_dicom, require
 from meddet_yolo.data.splits import SPLITS, LeakageError, check_leakage, natural, split_patients
+from meddet_yolo.imaging.dicom import is_dicom, require
 
 __all__ = ["assign_parts", "find_patients"]
 

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from meddet_yolo.data.convert.records import Item
-from meddet_yolo.data.geometry import SliceGeometry
-from meddet_yolo.data.grey import percentile_grey
-from meddet_yolo.data.volumes import Skipped, Slice, is_volume, open_volume, stem_of
+from meddet_yolo.imaging.geometry import SliceGeometry
+from meddet_yolo.imaging.grey import percentile_grey
+from meddet_yolo.imaging.volumes import Skipped, Slice, is_volume, open_volume, stem_of
 
 __all__ = ["Picture", "open_picture", "read_picture"]
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from meddet_yolo.data.search import CACHE_SUFFIX
-from meddet_yolo.data.volumes import is_volume, stem_of
+from meddet_yolo.imaging.search import CACHE_SUFFIX
+from meddet_yolo.imaging.volumes import is_volume, stem_of
 
 __all__ = ["Collection", "ImageIndex", "Item", "NamedBox", "Problem", "image_files", "pseudonym", "split_of"]
 

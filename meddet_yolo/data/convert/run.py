@@ -18,8 +18,8 @@ from meddet_yolo.data.convert.patients import assign_parts, find_patients
 from meddet_yolo.data.convert.pixels import Picture, read_picture
 from meddet_yolo.data.convert.records import Collection, Item
 from meddet_yolo.data.convert.write import Planned, earlier_files, write_data_set
-from meddet_yolo.data.dicom import VolumeError
 from meddet_yolo.data.duplicates import fingerprint
+from meddet_yolo.imaging.dicom import VolumeError
 
 __all__ = ["Conversion", "convert", "convert_command"]
 

@@ -11,7 +11,7 @@ import yaml
 from meddet_yolo.data.convert.records import Collection, Item, NamedBox, image_files
 from meddet_yolo.data.labels import label_problem
 from meddet_yolo.data.splits import SPLITS
-from meddet_yolo.data.volumes import VolumeError, is_volume, open_volume, stem_of
+from meddet_yolo.imaging.volumes import VolumeError, is_volume, open_volume, stem_of
 
 __all__ = ["PATIENTS_FILE", "label_file", "read_yolo"]
 

@@ -1,0 +1,1 @@
+"""Distillation methods, a file or folder each."""

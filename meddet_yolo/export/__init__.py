@@ -1,0 +1,1 @@
+"""Export of detectors behind a parity gate."""

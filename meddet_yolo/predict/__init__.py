@@ -1,0 +1,1 @@
+"""Prediction on images, DICOM and NIfTI: sources, predictor and results."""

@@ -1,0 +1,1 @@
+"""Training: Ultralytics' trainer with frozen teachers beside it."""

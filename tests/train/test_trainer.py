@@ -1,0 +1,659 @@
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils import LOGGER
+from ultralytics.utils.torch_utils import unwrap_model
+
+from meddet_yolo import DistillTrainer, MedDet
+from meddet_yolo.registry import load_detector
+
+STUDENT = "meddet11-n.yaml"
+Settings = dict[str, Any]
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tiny_data: Path) -> Settings:
+    return {
+        "data": str(tiny_data),
+        "imgsz": 64,
+        "batch": 4,
+        "epochs": 2,
+        "nbs": 4,
+        "device": "cpu",
+        "optimizer": "AdamW",
+        "lr0": 0.001,
+        "warmup_epochs": 0,
+        "plots": False,
+        "project": str(tmp_path / "runs"),
+        "name": "run",
+        "exist_ok": True,
+        "verbose": False,
+    }
+
+
+@pytest.fixture
+def teachers(tiny_teachers: list[Path]) -> list[str]:
+    return [str(path) for path in tiny_teachers]
+
+
+@pytest.fixture
+def messages() -> Any:
+    """Collect what Ultralytics' logger says; it does not propagate to pytest's own collector."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    LOGGER.addHandler(handler)
+    yield lines
+    LOGGER.removeHandler(handler)
+
+
+def prepared(settings: Settings, **extra: Any) -> DistillTrainer:
+    """Return a trainer just before its first step."""
+    trainer = DistillTrainer(overrides={"model": STUDENT, **settings, **extra})
+    trainer._setup_train()
+    trainer.epoch = 1
+    trainer._model_train()
+    return trainer
+
+
+def first_batch(trainer: DistillTrainer) -> dict[str, Any]:
+    return trainer.preprocess_batch(next(iter(trainer.train_loader)))
+
+
+def student_gradient(trainer: DistillTrainer, batch: dict[str, Any]) -> Tensor:
+    """Return the gradient of one batch at the neck, where distillation acts, flat."""
+    trainer.model.zero_grad()
+    loss, trainer.loss_items = trainer.model(dict(batch))
+    loss.sum().backward()
+    return torch.cat([p.grad.flatten() for n, p in trainer.model.named_parameters() if "model.16." in n])
+
+
+def run_files(settings: Settings) -> Path:
+    return Path(settings["project"]) / settings["name"]
+
+
+def plain_modules(path: Path) -> set[str]:
+    """Return the packages that a checkpoint's model is made of."""
+    checkpoint = torch.load(path, weights_only=False)
+    model = checkpoint["ema"] if checkpoint.get("ema") is not None else checkpoint["model"]
+    assert not any(name.startswith(("teacher", "distiller", "discriminator")) for name in vars(model))
+    return {type(module).__module__ for module in model.modules()}
+
+
+# What a run does -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_plain_student(settings: Settings, teachers: list[str], messages: list[str]) -> None:
+    before = {path: Path(path).read_bytes() for path in teachers}
+    model = MedDet(STUDENT)
+    states: dict[str, dict[str, Tensor]] = {}
+
+    def remember(trainer: DistillTrainer) -> None:
+        states["start"] = {
+            f"{i}.{k}": v.clone() for i, t in enumerate(trainer.teachers) for k, v in t.layers.state_dict().items()
+        }
+
+    model.add_callback("on_train_start", remember)
+    model.train(teachers=teachers, **settings)
+    trainer = model.trainer
+    after = {f"{i}.{k}": v for i, t in enumerate(trainer.teachers) for k, v in t.layers.state_dict().items()}
+    assert states["start"].keys() == after.keys()
+    assert all(torch.equal(v, after[k]) for k, v in states["start"].items()), "a teacher changed"
+    assert before == {path: Path(path).read_bytes() for path in teachers}
+
+    folder = run_files(settings)
+    assert sorted(p.name for p in (folder / "weights").iterdir()) == ["best.pt", "last.pt"]
+    for name in ("best.pt", "last.pt"):
+        assert not any("distill" in module for module in plain_modules(folder / "weights" / name))
+    plain = MedDet(STUDENT).model
+    trained = YOLO(folder / "weights" / "best.pt").model
+    assert [type(m) for m in trained.modules()] == [type(m) for m in plain.modules()]
+
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    assert len(rows) == 2
+    columns = {name.strip() for name in rows[0]}
+    for name in ("dist_loss", "adv_loss", "guard_loss", "dist_share", "adv_share", "disc_acc", "fused_ev"):
+        assert f"train/{name}" in columns
+        assert f"val/{name}" not in columns
+    for level in (3, 4, 5):
+        shares = [float(rows[-1][f"distill/w_p{level}_t{t}"]) for t in (0, 1)]
+        assert sum(shares) == pytest.approx(1.0, abs=1e-3)
+    assert {"distill/ev_t0", "distill/ev_t1", "distill/disc_loss", "val/box_loss"} <= columns
+    assert all(float(row["train/dist_loss"]) > 0 for row in rows)
+    progress = next(line for line in messages if "Epoch" in line and "dist_loss" in line)
+    for name in ("adv_loss", "guard_loss", "dist_share", "adv_share", "disc_acc", "fused_ev"):
+        assert name in progress
+    report = [line for line in messages if "explained variance" in line]
+    assert len(report) == 2
+    assert all(f"P{level}" in report[0] for level in (3, 4, 5))
+
+
+def test_the_student_predicts_where_the_package_is_not_imported_by_name(
+    settings: Settings, teachers: list[str], tiny_data: Path
+) -> None:
+    MedDet(STUDENT).train(teachers=teachers, **{**settings, "epochs": 1})
+    image = next((tiny_data.parent / "images" / "val").iterdir())
+    code = f"""
+        from ultralytics import YOLO
+        result = YOLO({str(run_files(settings) / "weights" / "best.pt")!r}).predict({str(image)!r}, imgsz=64)[0]
+        print("boxes", tuple(result.boxes.data.shape)[1])
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert "boxes 6" in run.stdout, run.stderr
+
+
+def test_without_teachers_it_is_the_stock_trainer(settings: Settings) -> None:
+    trained = {}
+    for name, trainer in (("stock", DetectionTrainer), ("ours", DistillTrainer)):
+        model = YOLO("yolo11n.yaml")
+        model.train(trainer=trainer, **{**settings, "name": name, "epochs": 1})
+        trained[name] = model.model.state_dict()
+    assert all(torch.equal(v, trained["ours"][k]) for k, v in trained["stock"].items())
+
+
+def test_the_student_starts_equal_with_and_without_teachers(settings: Settings, teachers: list[str]) -> None:
+    alone, distilled = prepared(settings), prepared(settings, teachers=teachers)
+    theirs = unwrap_model(distilled.model).state_dict()
+    assert all(torch.equal(v, theirs[k]) for k, v in unwrap_model(alone.model).state_dict().items())
+
+
+def test_loaded_models_can_be_teachers(settings: Settings, teachers: list[str]) -> None:
+    given = YOLO(teachers[0])
+    model = MedDet(STUDENT)
+    model.train(teachers=[given, YOLO(teachers[1]).model], **{**settings, "epochs": 1})
+    assert len(model.trainer.teachers) == 2
+    assert model.trainer.args.teachers == ["<model 0>", "<model 1>"]
+
+
+@pytest.mark.parametrize("student", ["meddet-n.yaml", "yolov8n.yaml"])
+def test_other_students(settings: Settings, teachers: list[str], student: str) -> None:
+    model = MedDet(student)
+    model.train(teachers=teachers[0], **{**settings, "epochs": 1})
+    assert float(model.trainer.loss_items["dist_loss"]) > 0
+
+
+def test_multi_scale_accumulation_and_own_teacher_size(settings: Settings, teachers: list[str]) -> None:
+    model = MedDet(STUDENT)
+    model.train(teachers=teachers, **{**settings, "multi_scale": 0.5, "nbs": 16, "teacher_imgsz": [96, 64]})
+    assert model.trainer.accumulate > 1
+    assert torch.isfinite(model.trainer.loss_items["dist_loss"])
+
+
+def test_early_stopping_completes_the_run(settings: Settings, teachers: list[str]) -> None:
+    model = MedDet(STUDENT)
+
+    def stall(trainer: DistillTrainer) -> None:
+        trainer.best_fitness = 0.5
+        trainer.validate = lambda: (trainer.metrics, 0.5)
+
+    model.add_callback("on_train_start", stall)
+    model.train(teachers=teachers[0], **{**settings, "epochs": 9, "patience": 1})
+    rows = list(csv.DictReader((run_files(settings) / "results.csv").open()))
+    assert len(rows) < 9
+    assert not list((run_files(settings) / "weights").glob("distill*"))
+
+
+# What the weights do -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight", ["dist_weight", "adv_weight"])
+def test_the_gradient_changes_with_each_weight(settings: Settings, teachers: list[str], weight: str) -> None:
+    gradients = []
+    for value in (0.5, 5.0):
+        trainer = prepared(settings, teachers=teachers, distill_warmup=0, **{weight: value})
+        torch.manual_seed(0)
+        gradients.append(student_gradient(trainer, first_batch(trainer)))
+    assert not torch.allclose(*gradients, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_the_gradient_changes_with_each_teacher(settings: Settings, teachers: list[str], changed: int) -> None:
+    trainer = prepared(settings, teachers=teachers, distill_warmup=0)
+    batch = first_batch(trainer)
+    before = student_gradient(trainer, batch)
+    again = student_gradient(trainer, batch)
+    with torch.no_grad():
+        for parameter in trainer.teachers[changed].layers[0].parameters():
+            parameter.mul_(-1.5)
+    batch["teacher_feats"] = [teacher(batch["img"]).feats for teacher in trainer.teachers]
+    after = student_gradient(trainer, batch)
+    noise = (before - again).abs().max()
+    assert (before - after).abs().max() > 10 * noise + 1e-6
+
+
+def test_the_student_gets_no_gradient_from_the_guard(settings: Settings, teachers: list[str]) -> None:
+    gradients = []
+    for value in (0.1, 10.0):
+        trainer = prepared(settings, teachers=teachers, distill_warmup=0, guard_weight=value)
+        gradients.append(student_gradient(trainer, first_batch(trainer)))
+    torch.testing.assert_close(*gradients)
+
+
+def test_weights_warm_up(settings: Settings, teachers: list[str]) -> None:
+    trainer = prepared(settings, teachers=teachers, distill_warmup=4)
+    batch, terms = first_batch(trainer), []
+    for epoch in (0, 1, 2, 4, 8):
+        trainer.epoch = epoch
+        trainer._model_train()  # as every epoch begins
+        student_gradient(trainer, batch)
+        terms.append(float(trainer.loss_items["dist_loss"]))
+    assert terms[0] == 0
+    assert terms[1] == pytest.approx(terms[3] / 4, rel=0.05)
+    assert terms[2] == pytest.approx(terms[3] / 2, rel=0.05)
+    assert terms[4] == pytest.approx(terms[3], rel=0.05)
+
+
+def test_distillation_modules_learn_and_are_in_the_optimizer(settings: Settings, teachers: list[str]) -> None:
+    trainer = prepared(settings, teachers=teachers, distill_warmup=0)
+    assert trainer.distiller is not None
+    in_optimizer = {id(p) for g in trainer.optimizer.param_groups for p in g["params"]}
+    assert all(id(p) in in_optimizer for p in trainer.distiller.main_parameters())
+    assert not any(id(p) in in_optimizer for p in trainer.distiller.discriminator_parameters())
+    before = {k: v.clone() for k, v in trainer.distiller.named_parameters()}
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 0.01
+    loss, trainer.loss_items = trainer.model(first_batch(trainer))
+    loss.sum().backward()
+    trainer.optimizer_step()
+    same = [k for k, v in trainer.distiller.named_parameters() if torch.equal(v, before[k])]
+    assert not same, f"these never learn: {same}"
+
+
+@pytest.mark.parametrize("optimizer", ["auto", "SGD", "MuSGD", "RMSprop"])
+def test_every_optimizer_takes_the_distillation_modules(
+    settings: Settings, teachers: list[str], optimizer: str
+) -> None:
+    trainer = prepared(settings, teachers=teachers, distill_warmup=0, optimizer=optimizer)
+    groups = [group for group in trainer.optimizer.param_groups if group["param_group"] == "distill"]
+    assert len(groups) == 1
+    assert groups[0]["initial_lr"] == trainer.args.lr0
+    student_gradient(trainer, first_batch(trainer))
+    trainer.optimizer_step()
+    assert all(torch.isfinite(p).all() for p in trainer.distiller.parameters())  # type: ignore[union-attr]
+
+
+def test_drowning_is_warned_of_once(settings: Settings, teachers: list[str], messages: list[str]) -> None:
+    MedDet(STUDENT).train(teachers=teachers, dist_weight=1000.0, distill_warmup=0, **settings)
+    warnings = [line for line in messages if "may drown" in line]
+    assert len(warnings) == 1
+    assert "dist_weight=1000" in warnings[0]
+
+
+def test_the_detection_guard_trains(settings: Settings, teachers: list[str]) -> None:
+    trainer = prepared(settings, teachers=teachers, guard="detection", distill_warmup=0)
+    plain = prepared(settings)
+    batch = first_batch(trainer)
+    student_gradient(trainer, batch)
+    assert float(trainer.loss_items["guard_loss"]) > 0
+    assert all(p.grad is not None for p in trainer.distiller.main_parameters())  # type: ignore[union-attr]
+    plain.model(dict(batch))
+    for ours, theirs in zip(trainer.model.buffers(), plain.model.buffers(), strict=True):
+        if ours.dtype.is_floating_point:  # the statistics are those of the student's maps alone
+            assert torch.equal(ours, theirs)
+    assert all(m.momentum > 0 for m in trainer.model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+# Interruptions -------------------------------------------------------------------------------------------------------
+
+
+def equal_states(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a.cpu(), b.cpu())
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal_states(v, b[k]) for k, v in a.items())
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal_states, a, b))
+    return bool(a == b)
+
+
+def killed_run(settings: Settings, teachers: list[str]) -> Path:
+    """Start a run in another process, which kills itself in the middle of its second epoch."""
+    code = f"""
+        import os, signal
+        from meddet_yolo import MedDet
+        model = MedDet({STUDENT!r})
+        def die(trainer):
+            if trainer.epoch == 1 and trainer._batches_seen == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+        model.add_callback("on_train_batch_end", die)
+        model.train(teachers={teachers!r}, **{settings!r})
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert run.returncode == -signal.SIGKILL, run.stderr[-3000:]
+    return run_files(settings) / "weights" / "last.pt"
+
+
+def test_kill_9_and_resume(settings: Settings, teachers: list[str], tmp_path: Path) -> None:
+    copies = []
+    for path in teachers:
+        copies.append(tmp_path / Path(path).name)
+        copies[-1].write_bytes(Path(path).read_bytes())
+    last = killed_run({**settings, "epochs": 3}, [str(path) for path in copies])
+    folder = last.parent
+    assert sorted(p.name for p in folder.iterdir()) == ["best.pt", "distill-epoch0.pt", "last.pt"]
+    assert not any("distill" in module for module in plain_modules(last))
+    state = torch.load(folder / "distill-epoch0.pt", weights_only=True)
+
+    moved = tmp_path / "elsewhere.pt"
+    os.replace(copies[0], moved)
+    with pytest.raises(FileNotFoundError, match=copies[0].name):
+        MedDet(last).train(resume=True)
+    with pytest.raises(ValueError, match="not the file that the run was started with"):
+        MedDet(last).train(resume=True, teachers=[str(copies[1]), str(copies[1])])
+
+    results = run_files(settings) / "results.csv"
+    with results.open("a") as stream:  # as if it had been killed between logging an epoch and saving it
+        stream.write(results.read_text().splitlines()[-1].replace("1,", "2,", 1) + "\n")
+
+    model, restored = MedDet(last), {}
+
+    def look(trainer: DistillTrainer) -> None:
+        trainer.epoch = trainer.start_epoch
+        restored.update(deepcopy(trainer._state()))
+
+    model.add_callback("on_train_start", look)
+    model.train(resume=True, teachers=[str(moved), str(copies[1])])
+    assert restored.pop("epoch") == 1
+    for part in ("student", "ema", "optimizer", "distiller", "disc_optimizer"):
+        assert equal_states(state[part], restored[part]), f"{part} was not restored exactly"
+    rows = list(csv.DictReader((run_files(settings) / "results.csv").open()))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    assert sorted(p.name for p in folder.iterdir()) == ["best.pt", "last.pt"]
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture
+def interrupted_run(settings: Settings, teachers: list[str]) -> Path:
+    """Return the folder of a run that stopped in its second epoch of two."""
+    model = MedDet(STUDENT)
+
+    def stop(trainer: DistillTrainer) -> None:
+        if trainer.epoch == 1:
+            raise Interrupted
+
+    model.add_callback("on_train_batch_end", stop)
+    with pytest.raises(Interrupted):
+        model.train(teachers=teachers, **settings)
+    return run_files(settings)
+
+
+@pytest.mark.parametrize("how", ["moved", "copied", "another save_dir"])
+def test_a_run_goes_on_in_another_folder(interrupted_run: Path, tmp_path: Path, how: str) -> None:
+    folder, new = interrupted_run, tmp_path / "elsewhere" / "new"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    extra = {}
+    if how == "moved":
+        new.parent.mkdir()
+        folder.rename(new)
+    elif how == "copied":
+        shutil.copytree(folder, new)
+    else:
+        extra["save_dir"] = str(new)
+    last = (folder if extra else new) / "weights" / "last.pt"
+    MedDet(last).train(resume=True, **extra)
+    rows = list(csv.DictReader((new / "results.csv").open()))
+    assert [int(row["epoch"]) for row in rows] == ([2] if extra else [1, 2])
+    assert sorted(p.name for p in (new / "weights").iterdir()) == ["best.pt", "last.pt"]
+    if how == "moved":
+        assert not folder.exists()
+    else:
+        assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_checkpoint_without_its_run_takes_the_side_car_beside_it(interrupted_run: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(interrupted_run / "weights" / "last.pt", alone)
+    with pytest.raises(FileNotFoundError, match=r"alone/distill-epoch0\.pt is missing"):
+        MedDet(alone / "last.pt").train(resume=True)  # what lies in the run's folder may be of another run by now
+    (interrupted_run / "weights" / "distill-epoch0.pt").rename(alone / "distill-epoch0.pt")
+    MedDet(alone / "last.pt").train(resume=True)
+    assert [int(row["epoch"]) for row in csv.DictReader((interrupted_run / "results.csv").open())] == [1, 2]
+
+
+def test_teachers_are_known_by_what_was_loaded(
+    settings: Settings, teachers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = [shutil.copy(path, tmp_path) for path in teachers]
+    trainer = prepared(settings, teachers=copies)
+    expected = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in teachers]
+    shutil.copy(copies[1], copies[0])
+    Path(copies[1]).unlink()
+    assert trainer._state()["teachers"] == expected
+    trainer._check_digests(expected)
+    trainer._check_digests(["", expected[1]])  # one that was given as a loaded model cannot be judged
+    with pytest.raises(ValueError, match="not the file that the run was started with"):
+        trainer._check_digests(expected[::-1])
+
+    def overwritten(name: str, trust: bool) -> Any:
+        model = load_detector(name, trust=trust)
+        shutil.copy(teachers[1], name)
+        return model
+
+    shutil.copy(teachers[0], copies[0])
+    monkeypatch.setattr("meddet_yolo.train.trainer.load_detector", overwritten)
+    with pytest.raises(ValueError, match="was changed while it was being loaded"):
+        prepared(settings, teachers=copies[0])
+
+
+def test_a_lost_side_car_is_named(settings: Settings, teachers: list[str]) -> None:
+    last = killed_run(settings, teachers)
+    (last.parent / "distill-epoch0.pt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"distill-epoch0\.pt is missing"):
+        MedDet(last).train(resume=True)
+
+
+def test_recovery_after_nan(settings: Settings, teachers: list[str], messages: list[str]) -> None:
+    model = MedDet(STUDENT)
+    poisoned: list[int] = []
+
+    def poison(trainer: DistillTrainer) -> None:
+        if trainer.epoch == 1 and not poisoned:
+            poisoned.append(1)
+            with torch.no_grad():
+                for parameter in unwrap_model(trainer.model).model[16].parameters():
+                    parameter.fill_(float("nan"))
+                for parameter in trainer.distiller.parameters():
+                    parameter.fill_(float("nan"))
+
+    model.add_callback("on_train_epoch_start", poison)
+    model.train(teachers=teachers, **settings)
+    assert any("recovering from last.pt" in line for line in messages)
+    rows = list(csv.DictReader((run_files(settings) / "results.csv").open()))
+    assert len(rows) == 2
+    assert all(torch.isfinite(p).all() for p in model.trainer.distiller.parameters())
+    distilled = {k: float(v) for k, v in rows[1].items() if k.startswith("distill/")}
+    assert not [k for k, v in distilled.items() if math.isnan(v)], "the epoch's means hold those of its lost attempt"
+    assert model.trainer._batches_seen == len(model.trainer.train_loader)
+
+
+def test_an_epoch_that_is_tried_again_after_running_out_of_memory_counts_once(
+    settings: Settings, teachers: list[str]
+) -> None:
+    model = MedDet(STUDENT)
+    rises: list[float] = []
+
+    def note(trainer: DistillTrainer) -> None:
+        rises.append(float(trainer.loss_items["dist_loss"]))
+        if len(rises) == 1:
+            forward = trainer.distiller.forward
+
+            def out_of_memory(*args: Any, **kwargs: Any) -> Any:
+                trainer.distiller.forward = forward
+                raise RuntimeError("CUDA out of memory")
+
+            trainer.distiller.forward = out_of_memory
+
+    model.add_callback("on_train_batch_end", note)
+    model.train(teachers=teachers, **{**settings, "epochs": 1})
+    trainer = model.trainer
+    assert trainer.batch_size == settings["batch"] // 2
+    assert trainer._batches_seen == len(trainer.train_loader) == len(rises) - 1
+    assert rises[0] == rises[1] == 0 < rises[2]  # the warm-up begins again with the epoch
+
+
+def test_every_epoch_writes_the_same_columns(settings: Settings, teachers: list[str]) -> None:
+    model = MedDet(STUDENT)
+    model.train(teachers=teachers, **{**settings, "epochs": 3, "batch": 3, "nbs": 9})  # epoch 2 takes no step
+    header, *rows = csv.reader((run_files(settings) / "results.csv").open())
+    assert model.trainer.accumulate > len(model.trainer.train_loader)
+    assert [len(row) for row in rows] == [len(header)] * 3
+    losses = [float(row[header.index("distill/disc_loss")]) for row in rows]
+    assert all(loss > 0 for loss in losses)
+    for row in rows:
+        assert all(0 <= float(v) < 1 for k, v in zip(header, row, strict=True) if k.startswith("lr/"))
+
+
+def test_gradients_are_averaged_in_one_exchange(
+    settings: Settings, teachers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = prepared(settings, teachers=teachers)
+    parameters = list(trainer.distiller.main_parameters())  # type: ignore[union-attr]
+    for parameter in parameters[1:]:
+        parameter.grad = torch.randn_like(parameter)
+    expected = [torch.zeros_like(parameters[0]), *(p.grad * 1.5 for p in parameters[1:] if p.grad is not None)]
+    exchanged: list[int] = []
+
+    def all_reduce(tensor: Tensor) -> None:  # the other process has twice our gradients
+        exchanged.append(tensor.numel())
+        tensor.mul_(3)
+
+    monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
+    trainer.world_size = 2
+    trainer._average_gradients(parameters)
+    assert exchanged == [sum(p.numel() for p in parameters)]
+    for parameter, mean in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, mean)
+
+
+def test_a_failed_write_keeps_the_last_checkpoint(
+    settings: Settings, teachers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = MedDet(STUDENT)
+    original = Path.write_bytes
+    writes: list[Path] = []
+
+    def full_disk(path: Path, data: bytes) -> int:
+        if path.name.startswith("last") and len(writes) >= 1:
+            original(path, data[: len(data) // 2])
+            raise OSError(28, "No space left on device")
+        if path.name.startswith("last"):
+            writes.append(path)
+        return original(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        model.train(teachers=teachers, **settings)
+    monkeypatch.undo()
+    last = run_files(settings) / "weights" / "last.pt"
+    assert torch.load(last, weights_only=False)["epoch"] == 0
+    MedDet(last).train(resume=True)
+
+
+# Bad input -----------------------------------------------------------------------------------------------------------
+
+
+def refused(settings: Settings, error: type[Exception], match: str, **extra: Any) -> None:
+    with pytest.raises(error, match=match) as caught:
+        MedDet(STUDENT).train(**{**settings, **extra})
+    assert "\n" not in str(caught.value).strip()
+    assert not list(Path(settings["project"]).glob("**/*.pt"))
+
+
+def test_bad_teachers_are_refused(settings: Settings, teachers: list[str], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes(Path(teachers[0]).read_bytes()[:1000])
+    refused(settings, FileNotFoundError, "missing.pt", teachers=["missing.pt"])
+    refused(settings, Exception, "broken.pt", teachers=[str(broken)])
+    refused(settings, ValueError, "distill_model", teachers=teachers, distill_model=teachers[0])
+    refused(settings, ValueError, "teacher_imgsz", teachers=teachers, teacher_imgsz=[64])
+
+
+def test_unknown_keys_name_the_nearest(settings: Settings, teachers: list[str]) -> None:
+    with pytest.raises(SyntaxError, match="dist_weight"):
+        MedDet(STUDENT).train(teachers=teachers, dist_wieght=1.0, **settings)
+
+
+def other_classes(path: str, tmp_path: Path, names: dict[int, str]) -> str:
+    checkpoint = torch.load(path, weights_only=False)
+    checkpoint["model"].names = names
+    renamed = tmp_path / "renamed.pt"
+    torch.save(checkpoint, renamed)
+    return str(renamed)
+
+
+@pytest.mark.parametrize("names", [{0: "cat", 1: "dog"}, {0: "a", 1: "b", 2: "c"}])
+def test_other_classes_are_refused(
+    settings: Settings, teachers: list[str], tmp_path: Path, names: dict[int, str]
+) -> None:
+    refused(settings, ValueError, "renamed.pt", teachers=[other_classes(teachers[0], tmp_path, names)])
+
+
+def copied_data(data: Path, target: Path, edit: Callable[[Path], None]) -> str:
+    shutil.copytree(data.parent, target, ignore=shutil.ignore_patterns("*.cache"))
+    for label in (target / "labels" / "train").glob("*.txt"):
+        edit(label)
+    text = (target / data.name).read_text().splitlines()
+    (target / data.name).write_text("\n".join(line for line in text if not line.startswith("path:")))
+    return str(target / data.name)
+
+
+def test_bad_data_is_refused(settings: Settings, teachers: list[str], tiny_data: Path, tmp_path: Path) -> None:
+    data = copied_data(tiny_data, tmp_path / "range", lambda p: p.write_text("7 0.5 0.5 0.1 0.1"))
+    refused(settings, Exception, "7", teachers=teachers, data=data)
+    data = copied_data(tiny_data, tmp_path / "empty", lambda p: p.write_text(""))
+    refused(settings, ValueError, "No boxes", teachers=teachers, data=data)
+    one = sorted((tiny_data.parent / "labels" / "train").glob("*.txt"))[0].name
+    data = copied_data(
+        tiny_data, tmp_path / "one", lambda p: p.write_text("7 0.5 0.5 0.1 0.1") if p.name == one else None
+    )
+    refused(settings, ValueError, "class 7 is out of range, expected 0 to 1", teachers=teachers, data=data)
+
+
+def test_levels_that_cannot_be_matched(settings: Settings, tmp_path: Path) -> None:
+    from ultralytics.nn.tasks import DetectionModel
+
+    path = tmp_path / "coarse.pt"
+    model = DetectionModel("yolov8n-p6.yaml", nc=2, verbose=False)
+    head = model.model[-1]
+    head.f, head.nl = head.f[-1:], 1  # only the level of stride 64
+    torch.save({"model": model.half(), "train_args": {}}, path)
+    refused(settings, ValueError, "strides", teachers=[str(path)])
+
+
+@pytest.mark.parametrize(("size", "levels"), [(None, [0, 1, 2]), (128, [1, 2, 2]), (32, [0, 0, 1])])
+def test_levels_are_matched_at_the_teachers_own_size(
+    settings: Settings, teachers: list[str], size: int | None, levels: list[int]
+) -> None:
+    trainer = prepared(settings, teachers=teachers[0], teacher_imgsz=size)
+    assert trainer._levels == [levels]
+    assert [m.shape[1] for m in first_batch(trainer)["teacher_feats"][0]] == [
+        trainer.teachers[0].channels[i] for i in levels
+    ]
+
+
+def test_another_teacher_size_is_a_remedy(settings: Settings, teachers: list[str]) -> None:
+    refused(settings, ValueError, "no counterpart.*teacher_imgsz", teachers=teachers[0], teacher_imgsz=256)
+    prepared(settings, teachers=teachers[0], teacher_imgsz=128)
