@@ -76,7 +76,7 @@ class LocalExecutor:
         threads: Threads of each.
         workers: Worker processes of each run's data loader.
         nice: What is added to each run's niceness.
-        command: The command that executes a run; its folder and a JSON of how come behind it.
+        command: The command that executes a run, by default `WORKER`; its folder and a JSON of how come behind it.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class LocalExecutor:
         threads: int = 1,
         workers: int = 0,
         nice: int = 0,
-        command: Sequence[str] = WORKER,
+        command: Sequence[str] | None = None,
     ) -> None:
         self._devices, self._slots, self._threads = list(devices), slots, threads
-        self._workers, self._nice, self._command = workers, nice, list(command)
+        self._workers, self._nice, self._command = workers, nice, list(command or WORKER)
         self._running: dict[str, tuple[subprocess.Popen[bytes], str]] = {}
 
     def free(self) -> int:

@@ -22,7 +22,7 @@ from meddet_yolo.data.convert.yolo import read_yolo
 from meddet_yolo.data.splits import check_leakage, split_patients
 from meddet_yolo.imaging.volumes import is_volume
 
-__all__ = ["Fold", "assign_folds", "make_folds", "patients_of", "read_images", "write_folds"]
+__all__ = ["Fold", "assign_folds", "class_names", "make_folds", "patients_of", "read_images", "write_folds"]
 
 _HOW = (
     r"add patient= with a regular expression with a group, such as patient='(p\d+)_', a CSV file with the columns "
@@ -237,6 +237,12 @@ def write_folds(folder: Path, data: Path, items: Sequence[Item], folds: Sequence
         paths[fold.index].write_text(text, encoding="utf-8")
     table.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return paths
+
+
+def class_names(data: Path) -> list[str]:
+    """Return the class names of a data set by index."""
+    names = yaml.safe_load(data.read_text(encoding="utf-8-sig"))["names"]
+    return [str(names[i]) for i in sorted(names)] if isinstance(names, dict) else [str(name) for name in names]
 
 
 def patients_of(folder: Path) -> Mapping[str, str]:

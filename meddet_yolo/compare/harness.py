@@ -21,7 +21,7 @@ from meddet_yolo.compare.executor import Executor
 from meddet_yolo.compare.files import PROGRESS, REASON, RESULT, RUNS, SPEC, read_json, write_json
 from meddet_yolo.compare.plan import RunSpec
 
-__all__ = ["execute", "locked", "prepare"]
+__all__ = ["execute", "failed_runs", "locked", "prepare"]
 
 _ATTEMPTS = 2
 _LOCK = "compare.lock"
@@ -48,6 +48,12 @@ def locked(out: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise RuntimeError(f"out={out} is in use by another comparison: wait for it, or name another folder") from None
+
+
+def failed_runs(out: Path, runs: Sequence[RunSpec]) -> dict[str, str]:
+    """Return the runs that are marked as failed, with the reason."""
+    reasons = {spec.name: out / RUNS / spec.name / REASON for spec in runs}
+    return {name: file.read_text(encoding="utf-8").strip() for name, file in reasons.items() if file.is_file()}
 
 
 def prepare(out: Path, runs: Sequence[RunSpec], data: Mapping[int, Path]) -> None:
@@ -140,11 +146,12 @@ class _State:
             lost = next((need for need in self.runs[name].needs if need in self.failed), None)
             if lost:
                 self.waiting.remove(name)
-                self.failed[name] = f"{lost} failed"
+                self._give_up(name, f"{lost} failed")
         return [name for name in self.waiting if set(self.runs[name].needs) <= self.done]
 
     def begin(self, name: str) -> None:
         self.waiting.remove(name)
+        (self.folder(name) / REASON).unlink(missing_ok=True)
         self.running[name] = time.monotonic()
         self._attempts[name] = self._attempts.get(name, 0) + 1
 
@@ -158,7 +165,12 @@ class _State:
         else:
             told = self.folder(name) / REASON
             text = told.read_text(encoding="utf-8").strip() if told.is_file() else ""
-            self.failed[name] = text or reason or "it ended without a result"
+            self._give_up(name, text or reason or "it ended without a result")
+
+    def _give_up(self, name: str, reason: str) -> None:
+        """Mark a run as failed; another start of the comparison tries it again."""
+        self.failed[name] = reason
+        (self.folder(name) / REASON).write_text(f"{reason}\n", encoding="utf-8")
 
 
 class _Progress:

@@ -206,6 +206,8 @@ def make_plan(student: Any, methods: Any, teachers: Any, seeds: Any, folds: int,
         _check_values({**plan.training, **method.keys}, f"method {method.name}")
     for model in sorted({spec.model for spec in plan.runs()}):
         _check_model(model)
+    if len(plan.runs()) < plan.folds * (len(plan.seeds) * len(plan.students) * len(plan.methods) + len(plan.teachers)):
+        raise ValueError("two runs of the plan would have one name: give students and methods other names")
     for spec in plan.runs():
         if spec.head:
             with_head(spec.model, spec.head)

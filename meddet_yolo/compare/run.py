@@ -10,12 +10,15 @@ from typing import Any
 import yaml
 
 from meddet_yolo.compare.executor import Executor, LocalExecutor, devices_of
-from meddet_yolo.compare.files import RESULT, RUNS, read_json
-from meddet_yolo.compare.folds import make_folds, read_images, write_folds
-from meddet_yolo.compare.harness import execute, locked, prepare
+from meddet_yolo.compare.folds import class_names, make_folds, read_images, write_folds
+from meddet_yolo.compare.harness import execute, failed_runs, locked, prepare
 from meddet_yolo.compare.plan import Plan, make_plan
+from meddet_yolo.compare.report import as_text, write_report
+from meddet_yolo.compare.scores import score_runs
 
 __all__ = ["compare"]
+
+_NOT_IN_REPORT = frozenset({"out", "jobs", "nice", "report", "rounds"})  # no part of what was compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class _Settings:
     threads: int = 1
     workers: int | None = None
     nice: int = 0
+    rounds: int = 1000
+    report: bool = False
 
 
 def compare(
@@ -55,6 +60,8 @@ def compare(
     threads: int | None = None,
     workers: int | None = None,
     nice: int | None = None,
+    rounds: int | None = None,
+    report: bool | None = None,
     **training: Any,
 ) -> str:
     r"""Compare methods of training a student on patients that none of the runs was trained on.
@@ -85,6 +92,8 @@ def compare(
         threads: Threads of each run. Default: 1.
         workers: Workers of each run's data loader. Default: 0 on the CPU, else 4.
         nice: Niceness of the runs. Default: 0.
+        rounds: Resamples of the patients behind the intervals. Default: 1000.
+        report: Whether only to make the table of what is finished, while the runs go on elsewhere. Default: False.
         **training: Keys that all trainings share: `epochs`, `imgsz`, `batch`, ...
 
     Returns:
@@ -112,15 +121,24 @@ def compare(
     plan = make_plan(settings.student, settings.methods, settings.teachers, settings.seeds, settings.folds, shared)
     items = read_images(data_set, settings.patient)
     folds_made = make_folds(items, settings.folds, settings.fold_seed)
-    place = Path(settings.out).expanduser().resolve()
+    place, runs = Path(settings.out).expanduser().resolve(), plan.runs()
+    if settings.report:
+        return _report(place, plan, data_set, merged, settings.rounds)
     executor = _executor(settings)
     with locked(place):
-        runs = plan.runs()
         prepare(place, runs, write_folds(place / "folds", data_set, items, folds_made))
         for warning in plan.warnings:
             print(f"warning: {warning}", flush=True)
-        failed = execute(place, runs, executor)
-    return _summary(place, plan, failed)
+        execute(place, runs, executor)
+        return _report(place, plan, data_set, merged, settings.rounds)
+
+
+def _report(out: Path, plan: Plan, data: Path, given: dict[str, Any], rounds: int) -> str:
+    """Write the table of what is finished, and return it."""
+    failed = failed_runs(out, plan.runs())
+    comparison = score_runs(out, plan, class_names(data), failed, rounds=rounds)
+    page = write_report(out, comparison, {k: v for k, v in given.items() if k not in _NOT_IN_REPORT})
+    return f"{as_text(comparison)}\n\nreport    {page}"
 
 
 def _recipe(file: Path) -> dict[str, Any]:
@@ -139,7 +157,7 @@ def _recipe(file: Path) -> dict[str, Any]:
 def _executor(settings: _Settings) -> Executor:
     """Return where the runs are executed."""
     for name, value, least in (("jobs", settings.jobs, 1), ("threads", settings.threads, 1),
-                               ("workers", settings.workers, 0)):  # fmt: skip
+                               ("workers", settings.workers, 0), ("rounds", settings.rounds, 1)):  # fmt: skip
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
     devices = devices_of(settings.device)
@@ -147,15 +165,3 @@ def _executor(settings: _Settings) -> Executor:
     slots = settings.jobs or (max(1, (os.cpu_count() or 1) // settings.threads) if on_cpu else len(devices))
     workers = settings.workers if settings.workers is not None else 0 if on_cpu else 4
     return LocalExecutor(devices, slots, threads=settings.threads, workers=workers, nice=settings.nice)
-
-
-def _summary(out: Path, plan: Plan, failed: dict[str, str]) -> str:
-    """Return the mean of each method's scores over folds and seeds."""
-    scores: dict[tuple[str, str], list[float]] = {}
-    for spec in plan.runs():
-        file = out / RUNS / spec.name / RESULT
-        if file.is_file():
-            key = (spec.student, spec.method or "(teacher)")
-            scores.setdefault(key, []).append(read_json(file)["fold_scores"]["mAP50-95"])
-    lines = [f"{student} {method}: {sum(s) / len(s):.3f} ({len(s)} runs)" for (student, method), s in scores.items()]
-    return "\n".join([*lines, *(f"{name} failed: {reason}" for name, reason in failed.items())])
