@@ -1,7 +1,11 @@
+import inspect
 import re
+from pathlib import Path
 
 import pytest
+import yaml
 
+from meddet_yolo.compare import compare
 from meddet_yolo.compare.plan import make_plan, with_head
 
 
@@ -111,3 +115,14 @@ def test_what_is_not_valid_is_refused_in_one_line(arguments, message):
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         plan(**arguments)
     assert re.search(message, str(error.value)) and "\n" not in str(error.value)
+
+
+def test_the_example_of_the_documentation_is_a_plan():
+    page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text()
+    recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.S)[1])
+    own = {key: recipe.pop(key) for key in ("data", "student", "teachers", "methods", "seeds", "folds", "out")}
+    del own["methods"]["other"]  # names files that are not there
+    made = make_plan(own["student"], own["methods"], own["teachers"], own["seeds"], own["folds"], recipe)
+    assert len(made.runs()) == 2 * 6 * 3 * 4 + 4
+    table = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`[^|]*) \|", page, re.M))))
+    assert table | {"cfg", "training"} == set(inspect.signature(compare).parameters)

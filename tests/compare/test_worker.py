@@ -1,10 +1,17 @@
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from ultralytics.data import dataset
 
-from meddet_yolo.compare.files import FOUND, RESULT, RUNS, SPEC, read_json
+from meddet_yolo.compare.executor import WORKER
+from meddet_yolo.compare.files import FOUND, PROGRESS, RESULT, RUNS, SPEC, read_json
 from meddet_yolo.compare.folds import make_folds, read_images, write_folds
 from meddet_yolo.compare.harness import prepare
 from meddet_yolo.compare.plan import make_plan
@@ -21,23 +28,30 @@ def _label_caches(monkeypatch):
 
 
 @pytest.fixture
-def out(tiny_data: Path, tmp_path: Path):
+def data(tiny_data: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny data set without label caches of other tests."""
+    shutil.copytree(tiny_data.parent, tmp_path / "data", ignore=shutil.ignore_patterns("*.cache"))
+    return tmp_path / "data" / tiny_data.name
+
+
+@pytest.fixture
+def out(data: Path, tmp_path: Path):
     """Prepare a comparison on the tiny data set; returns its folder and a function that makes the runs of a plan."""
 
-    def make(**arguments):
-        training = {"imgsz": 64, "epochs": 2, "batch": 4, "cache": False}
+    def make(epochs=2, **arguments):
+        training = {"imgsz": 64, "epochs": epochs, "batch": 4, "cache": False}
         given = {"student": "yolo11n.yaml", "methods": ["none"], "teachers": [], **arguments}
         plan = make_plan(seeds=1, folds=2, training=training, **given)
-        items = read_images(tiny_data)
-        prepare(tmp_path, plan.runs(), write_folds(tmp_path / "folds", tiny_data, items, make_folds(items, 2)))
+        items, folder = read_images(data), tmp_path / "out"
+        prepare(folder, plan.runs(), write_folds(folder / "folds", data, items, make_folds(items, 2)))
         return plan.runs()
 
-    return tmp_path, make
+    return tmp_path / "out", make
 
 
-def test_a_given_teacher_is_measured_on_the_images_held_out(out, tiny_teachers, tiny_data):
+def test_a_given_teacher_is_measured_on_the_images_held_out(out, tiny_teachers, data):
     folder, make = out
-    before = sorted(tiny_data.parent.rglob("*"))
+    before = sorted(data.parent.rglob("*"))
     run = make(methods=["meddet"], teachers=[str(tiny_teachers[0])])[0]
     assert not run.trained
     assert main([str(folder / RUNS / run.name), HOW]) == 0
@@ -50,7 +64,7 @@ def test_a_given_teacher_is_measured_on_the_images_held_out(out, tiny_teachers, 
     centre = (boxes[0][1].boxes[0, :2] + boxes[0][1].boxes[0, 2:]) / 2 / 64
     assert centre == pytest.approx([float(v) for v in labels[0].split()[1:3]], abs=1e-3)
     assert read_json(folder / RUNS / run.name / RESULT)["parameters"] > 1e5
-    assert sorted(tiny_data.parent.rglob("*")) == before  # the data set's folder is only read
+    assert sorted(data.parent.rglob("*")) == before  # the data set's folder is only read
 
 
 def test_a_failure_leaves_its_reason_in_a_line(out, tiny_teachers):
@@ -62,3 +76,34 @@ def test_a_failure_leaves_its_reason_in_a_line(out, tiny_teachers):
         main([str(folder / RUNS / run.name), HOW])
     reason = (folder / RUNS / run.name / "failed.txt").read_text()
     assert "none.pt" in reason and reason.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_real_run_ends_with_its_comparison_and_resumes_from_its_last_epoch(out, tiny_teachers, data):
+    folder, make = out
+    before = sorted(data.parent.rglob("*"))
+    run = make(epochs=4, methods=["meddet"], teachers=[str(tiny_teachers[0])])[1]
+    place = folder / RUNS / run.name
+    command = [*WORKER, str(place), HOW]
+    starter = "import subprocess, sys, time; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); time.sleep(600)"
+    parent = subprocess.Popen([sys.executable, "-c", starter, *command], stdout=subprocess.PIPE, text=True)
+    try:
+        child = int(parent.stdout.readline())
+        until = time.monotonic() + 200
+        while not ((place / PROGRESS).is_file() and read_json(place / PROGRESS)["epoch"] >= 2):
+            assert time.monotonic() < until, (place / "failed.txt").read_text()
+            time.sleep(0.02)
+    finally:
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait()
+    while Path(f"/proc/{child}").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not (place / RESULT).exists()
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    result = read_json(place / RESULT)
+    assert (result["epochs"], result["parts"]) == (4, 2)
+    assert result["seconds_per_step"] > 0 and result["peak_memory_bytes"] > 1e8
+    assert (place / "weights.pt").is_file() and len(load_predictions(place / FOUND)) == 4
+    assert not (place / "train" / "weights").exists()
+    assert len((place / "train" / "results.csv").read_text().splitlines()) == 5
+    assert sorted(data.parent.rglob("*")) == before
