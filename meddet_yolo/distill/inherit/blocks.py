@@ -92,6 +92,13 @@ def _nmode2(walk: Walk, s: Any, t: Any, read: Axis) -> Axis:
     return walk.block(s.bn, t.bn, walk.conv2d(s.conv, t.conv, read))
 
 
+def _nmode2_gate(walk: Walk, s: Any, t: Any, read: Axis) -> Axis:
+    """Gate x + W3((W2 x) * f(W1 x)): the two maps that are multiplied have the same channels."""
+    gate = walk.block(s.bn, t.bn, walk.conv2d(s.conv, t.conv, read))
+    walk.conv2d(s.linear, t.linear, read, gate)
+    return walk.conv2d(s.out, t.out, gate, read)
+
+
 def _added(walk: Walk, s: Any, read: Axis, out: Axis) -> Axis:
     """Return a block's output, which is added to its input where the student's block says so."""
     if getattr(s, "add", False):
@@ -130,4 +137,5 @@ BLOCKS: Mapping[str, Rule] = {
     "Attention": _attention,
     "SPPF": _sppf,
     "NmODE2": _nmode2,
+    "NmODE2Gate": _nmode2_gate,
 }

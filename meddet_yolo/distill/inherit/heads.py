@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from meddet_yolo.distill.inherit.spaces import Axis
-from meddet_yolo.distill.inherit.walk import Walk
+from meddet_yolo.distill.inherit.walk import Walk, kind_of
 
 __all__ = ["detect", "fpn", "gfl_detect"]
 
@@ -21,7 +21,7 @@ def detect(walk: Walk, s: Any, t: Any, reads: list[Axis]) -> None:
             blocks_s, blocks_t = getattr(s, prefix + extra, None), getattr(t, source + extra, None)
             for k, read in enumerate(reads):
                 read = walk.sequence(levels_s[k][:-1], levels_t[k][:-1], read)
-                if blocks_s is not None and blocks_t is not None:
+                if blocks_s is not None and blocks_t is not None and kind_of(blocks_s[k]) == kind_of(blocks_t[k]):
                     read = walk.block(blocks_s[k], blocks_t[k], read)
                 walk.predict(levels_s[k][-1], levels_t[k][-1], read)
     if s.reg_max == t.reg_max and s.dfl.state_dict():
@@ -50,13 +50,13 @@ def gfl_detect(walk: Walk, s: Any, t: Any, reads: list[Axis]) -> None:
         read = walk.block(mine[0], other[0], reads[0])
         (plain_s, nmode_s), (plain_t, nmode_t) = _tower(mine[1]), _tower(other[1])
         read = walk.sequence(plain_s, plain_t, read)
-        if nmode_s and nmode_t:
+        if [*map(kind_of, nmode_s)] == [*map(kind_of, nmode_t)]:
             read = walk.sequence(nmode_s, nmode_t, read)
         walk.predict(mine[2], other[2], read)
     walk.copy(s, t)  # the levels' scales
 
 
 def _tower(blocks: Any) -> tuple[list[Any], list[Any]]:
-    """Part a tower into its convolutions and the 1x1 block of nmODE² that may stand behind them."""
+    """Part a tower into its convolutions and the block of nmODE², with a 1x1 one, that may stand behind them."""
     small = [block for block in blocks if block.conv.kernel_size == (1, 1)]
     return [block for block in blocks if block not in small], small

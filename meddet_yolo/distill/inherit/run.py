@@ -73,7 +73,8 @@ def inherit(
     of C2f and C3k2, depthwise convolutions, pooling, whole attention heads and the groups of a group normalisation. Of
     a deeper teacher, the blocks are chosen evenly, the first and the last among them; where a block that adds to its
     input is left out, what read its output reads its input. Batch statistics and the head are taken over too, outputs
-    for classes and for the bins of a box side as they are. nmODE² in place of an activation keeps its own start.
+    for classes and for the bins of a box side as they are. Of nmODE² in the head, what a
+    stock teacher lacks stays as it is: in place of an activation it also keeps the start of the normalisation before.
 
     Args:
         student: Detector of this package or Ultralytics (a `DetectionModel`): YOLO11, YOLO26, YOLOv8, YOLOv5u, or
