@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtrit
 
-__all__ = ["Interval", "bootstrap", "bootstrap_all", "holm", "paired", "paired_all"]
+__all__ = ["Interval", "Samples", "bootstrap", "bootstrap_all", "holm", "paired", "paired_all", "resample"]
 
 Weights = NDArray[np.int64]
 Scores = Callable[[Weights], Mapping[str, float]]
@@ -109,12 +109,72 @@ def bootstrap_all(
         seed: As in `bootstrap`.
         level: As in `bootstrap`.
     """
+    return resample(score, groups, rounds=rounds, seed=seed, level=level).intervals()
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Scores of resamples, from which intervals are read.
+
+    Attributes:
+        values: The scores on all images, by name.
+        drawn: (rounds, scores) on the resamples.
+        without: (k, scores) without each of the patients, or of parts of them, in turn.
+        count: Number of patients (or images).
+        unit: "patients" or "images".
+        level: Confidence of the intervals.
+    """
+
+    values: dict[str, float]
+    drawn: NDArray[np.float64]
+    without: NDArray[np.float64]
+    count: int
+    unit: str
+    level: float
+
+    def __sub__(self, other: Samples) -> Samples:
+        """Return the differences to other scores on the same resamples."""
+        if list(self.values) != list(other.values) or self.drawn.shape != other.drawn.shape:
+            raise ValueError("only the same scores on the same resamples can be subtracted")
+        values = {name: value - other.values[name] for name, value in self.values.items()}
+        drawn, without = self.drawn - other.drawn, self.without - other.without
+        return Samples(values, drawn, without, self.count, self.unit, self.level)
+
+    def only(self, names: Sequence[str]) -> Samples:
+        """Return some of the scores."""
+        at = [list(self.values).index(name) for name in names]
+        values = {name: self.values[name] for name in names}
+        return Samples(values, self.drawn[:, at], self.without[:, at], self.count, self.unit, self.level)
+
+    def intervals(self) -> dict[str, Interval]:
+        """Return the scores with their intervals."""
+        return {name: self._interval(value, i) for i, (name, value) in enumerate(self.values.items())}
+
+    def _interval(self, value: float, place: int) -> Interval:
+        drawn, without = self.drawn[:, place], self.without[:, place]
+        usable = drawn[np.isfinite(drawn)]
+        low = high = float("nan")
+        reason = ""
+        if not np.isfinite(value):
+            reason = "not defined on these images"
+        elif self.count < 2:
+            reason = f"only one {self.unit[:-1]}"
+        elif len(usable) < _MIN_USABLE * len(drawn):
+            reason = f"defined in only {len(usable)} of {len(drawn)} resamples"
+        else:
+            low, high = expanded_bca(value, usable, without[np.isfinite(without)], self.count, self.level)
+        return Interval(float(value), low, high, self.level, self.unit, len(usable), None, reason)
+
+
+def resample(
+    score: Scores, groups: Sequence[str | None], *, rounds: int = 1000, seed: int = 0, level: float = 0.95
+) -> Samples:
+    """Return several scores on resamples, for intervals and for differences between models; see `bootstrap_all`."""
     resamples = _Resamples(groups, rounds, seed, level)
     values = dict(score(resamples.once))
-    drawn, without = resamples.scores(score, tuple(values)), resamples.without(score, tuple(values))
-    return {
-        name: resamples.interval(value, drawn[:, i], without[:, i]) for i, (name, value) in enumerate(values.items())
-    }
+    names = tuple(values)
+    drawn, without = resamples.scores(score, names), resamples.without(score, names)
+    return Samples(values, drawn, without, resamples.count, resamples.unit, level)
 
 
 def paired(
@@ -156,9 +216,25 @@ def paired(
 
 
 def paired_all(
-    score: Scores, groups: Sequence[str | None], *, rounds: int = 1000, seed: int = 0, level: float = 0.95
+    score: Scores,
+    groups: Sequence[str | None],
+    *,
+    rounds: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    samples: Samples | None = None,
 ) -> dict[str, Interval]:
-    """Return several differences A - B at once; see `paired` and `bootstrap_all`."""
+    """Return several differences A - B at once; see `paired` and `bootstrap_all`.
+
+    Args:
+        score: As in `paired`, but returns numbers by name.
+        groups: As in `paired`.
+        rounds: As in `paired`.
+        seed: As in `paired`.
+        level: As in `paired`.
+        samples: The resampled differences where they are known already, as `resample(a) - resample(b)` with the same
+            groups, rounds and seed.
+    """
     resamples = _Resamples(groups, rounds, seed, level)
 
     def difference(first: Weights, second: Weights) -> dict[str, float]:
@@ -166,15 +242,14 @@ def paired_all(
         return {name: a[name] - b[name] for name in a}
 
     nobody = np.zeros_like(resamples.once)
-    values = difference(resamples.once, nobody)
-    names = tuple(values)
-    drawn = resamples.scores(lambda w: difference(w, nobody), names)
-    without = resamples.without(lambda w: difference(w, nobody), names)
+    if samples is None:
+        samples = resample(lambda w: difference(w, nobody), groups, rounds=rounds, seed=seed, level=level)
+    names = tuple(samples.values)
     swaps, exact = resamples.swaps()
     exchanged = np.array([[d[name] for name in names] for swap in swaps for d in [difference(1 - swap, swap)]])
     result = {}
-    for i, (name, value) in enumerate(values.items()):
-        interval = resamples.interval(value, drawn[:, i], without[:, i])
+    for i, (name, interval) in enumerate(samples.intervals().items()):
+        value = interval.value
         usable = exchanged[:, i][np.isfinite(exchanged[:, i])]
         p = None
         if np.isfinite(value) and len(usable) >= _MIN_USABLE * len(swaps):
@@ -225,7 +300,7 @@ class _Resamples:
         else:
             labels = np.arange(len(groups))
         self.labels, self.count = labels, int(labels.max()) + 1
-        self.rounds, self.seed, self.level = rounds, seed, level
+        self.rounds, self.seed = rounds, seed
         self.once = np.ones(len(groups), np.int64)
 
     def scores(self, score: Scores, names: Sequence[str]) -> NDArray[np.float64]:
@@ -259,21 +334,6 @@ class _Resamples:
             return every[:, self.labels].astype(np.int64), True
         generator = np.random.default_rng([self.seed, 1])  # not the numbers of the resamples
         return generator.integers(0, 2, (self.rounds, self.count))[:, self.labels], False
-
-    def interval(self, value: float, drawn: NDArray[np.float64], without: NDArray[np.float64]) -> Interval:
-        """Return the interval of a score from its resampled values and those without some patients."""
-        usable = drawn[np.isfinite(drawn)]
-        low = high = float("nan")
-        reason = ""
-        if not np.isfinite(value):
-            reason = "not defined on these images"
-        elif self.count < 2:
-            reason = f"only one {self.unit[:-1]}"
-        elif len(usable) < _MIN_USABLE * len(drawn):
-            reason = f"defined in only {len(usable)} of {len(drawn)} resamples"
-        else:
-            low, high = expanded_bca(value, usable, without[np.isfinite(without)], self.count, self.level)
-        return Interval(float(value), low, high, self.level, self.unit, len(usable), None, reason)
 
 
 def expanded_bca(

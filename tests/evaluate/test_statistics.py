@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from meddet_yolo.evaluate.statistics import bootstrap, bootstrap_all, expanded_bca, holm, paired, paired_all
+from meddet_yolo.evaluate.statistics import bootstrap, bootstrap_all, expanded_bca, holm, paired, paired_all, resample
 
 
 def _mean(values: np.ndarray):
@@ -179,6 +179,11 @@ def test_several_differences_at_once():
     both = paired_all(lambda w: {"x": _two(a, b)(w), "y": _two(b, a)(w)}, groups, rounds=200)
     assert both["x"].value == -both["y"].value and both["x"].p == both["y"].p
     assert both["x"] == paired(_two(a, b), groups, rounds=200)
+    alone = [resample(lambda w, v=v: {"x": _mean(v)(w)}, groups, rounds=200) for v in (a, b)]
+    known = paired_all(lambda w: {"x": _two(a, b)(w)}, groups, rounds=200, samples=alone[0] - alone[1])
+    assert vars(known["x"]) == pytest.approx(vars(both["x"]))
+    with pytest.raises(ValueError, match="same scores on the same resamples"):
+        alone[0] - resample(lambda w: {"y": 0.0}, groups, rounds=200)
 
 
 def test_holm_agrees_with_its_definition():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from meddet_yolo.evaluate.detections import Found, Truth
 from meddet_yolo.evaluate.pool import Pool
 
-__all__ = ["MEASURES", "Measure", "measure"]
+__all__ = ["MEASURES", "Measure", "measure", "measure_class"]
 
 MEASURES: dict[str, str] = {
     "average_precision": "meddet_yolo.evaluate.measures.average_precision:AveragePrecision",
@@ -41,7 +41,7 @@ class Measure(ABC):
         names: Class names by index.
 
     Attributes:
-        headline: Which of its scores are given an interval; empty for all.
+        headline: Those of its scores that sum it up: models are compared by them, and subgroups.
         reasons: Why scores are undefined (NaN), by their names; filled by `compute` without weights.
     """
 
@@ -101,6 +101,19 @@ class Measure(ABC):
         return {}
 
 
+def measure_class(name: str) -> type[Measure]:
+    """Return a measure's class.
+
+    Raises:
+        ValueError: There is no such measure.
+    """
+    if name not in MEASURES:
+        raise ValueError(f"measures={name} is no measure: expected some of {', '.join(MEASURES)}")
+    module, kind = MEASURES[name].split(":")
+    found: type[Measure] = getattr(import_module(module), kind)
+    return found
+
+
 def measure(name: str, names: Sequence[str], **options: Any) -> Measure:
     """Return a measure of the table.
 
@@ -116,8 +129,4 @@ def measure(name: str, names: Sequence[str], **options: Any) -> Measure:
         >>> type(measure("average_precision", ["disc"])).__name__
         'AveragePrecision'
     """
-    if name not in MEASURES:
-        raise ValueError(f"measures={name} is no measure: expected some of {', '.join(MEASURES)}")
-    module, kind = MEASURES[name].split(":")
-    made: Measure = getattr(import_module(module), kind)(names, **options)
-    return made
+    return measure_class(name)(names, **options)

@@ -65,6 +65,8 @@ class AUROC(Measure):
         1.0
     """
 
+    headline = ("AUROC/image", "AUROC/patient")
+
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(names)
         self._images: list[tuple[str, _Ranking]] = []

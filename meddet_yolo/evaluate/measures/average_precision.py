@@ -40,6 +40,7 @@ class AveragePrecision(Measure):
     Args:
         names: Class names by index.
         max_det: Most boxes of an image and class.
+        areas: Whether to give scores by area too, which takes twice as long.
 
     Source: T.-Y. Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014, and the reference implementation
         pycocotools, with which it agrees to rounding.
@@ -53,9 +54,12 @@ class AveragePrecision(Measure):
         (1.0, 0.9)
     """
 
-    def __init__(self, names: Sequence[str], *, max_det: int = 100) -> None:
+    headline = ("mAP50-95", "mAP50")
+
+    def __init__(self, names: Sequence[str], *, max_det: int = 100, areas: bool = True) -> None:
         super().__init__(names)
         self.max_det = max_det
+        self.areas = AREAS if areas else {}
         self._ranking = Ranking([])
 
     def prepare(self, pool: Pool) -> None:
@@ -67,7 +71,7 @@ class AveragePrecision(Measure):
         truth_size = (pool.truth_boxes[:, 2:] - pool.truth_boxes[:, :2]).prod(1)
         group = pool.image * max(1, len(self.names)) + pool.classes
         lists = []
-        for low, high in (_ALL, *AREAS.values()):
+        for low, high in (_ALL, *self.areas.values()):
             outside = (truth_size < low) | (truth_size > high)
             inside = within & (size >= low) & (size <= high)
             match = greedy_match(pairs, len(size), len(outside), group, IOUS, outside)
@@ -90,7 +94,7 @@ class AveragePrecision(Measure):
     def _curves(self, weights: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return precision (areas, classes, thresholds, recalls) and recall (areas, classes, thresholds)."""
         precision, recall = self._ranking.curves(weights)
-        shape = (1 + len(AREAS), len(self.names), len(IOUS))
+        shape = (1 + len(self.areas), len(self.names), len(IOUS))
         return precision.reshape(*shape, len(RECALLS)), recall.reshape(shape)
 
     def score(self, weights: NDArray[Any]) -> dict[str, float]:
@@ -103,7 +107,7 @@ class AveragePrecision(Measure):
         scores["recall"] = float(recall[0][known[0]].mean()) if known[0].any() else float("nan")
         if not known[0].any():
             self.reasons |= dict.fromkeys(scores, "no labelled boxes")
-        for area, mean, some in zip(AREAS, means[1:], known[1:], strict=True):
+        for area, mean, some in zip(self.areas, means[1:], known[1:], strict=True):
             scores[f"mAP50-95/{area}"] = float(mean.mean())
             if not some.any():
                 self.reasons[f"mAP50-95/{area}"] = f"no labelled box is {area}"

@@ -28,7 +28,7 @@ def bin_of(values: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
 class Calibration(Measure):
     """Detection expected calibration error (D-ECE) over confidence, over confidence and position, and over size.
 
-    Definition: boxes at or above the threshold are sorted into bins; D-ECE is the mean over boxes of the difference
+    Definition: boxes of at least `min_score` are sorted into bins; D-ECE is the mean over boxes of the difference
     between their bin's precision and its mean confidence, as absolute values. `D-ECE` has bins of confidence alone;
     `D-ECE/position` of confidence and the centre's x and y; `D-ECE/size` of confidence, width and height, all relative
     to the image. A hit is a hit by `Pool.matches`.
@@ -41,7 +41,7 @@ class Calibration(Measure):
 
     Args:
         names: Class names by index.
-        threshold: Least score of a box that is judged. The many boxes of nearly no confidence would hide the others.
+        min_score: Least score of a box that is judged. The many boxes of nearly no confidence would hide the others.
         bins: Bins of the confidence where it is alone.
         fine_bins: Bins of each of the three where there are three.
         iou: Least IoU of a hit.
@@ -57,17 +57,19 @@ class Calibration(Measure):
         (0.25, 0.25)
     """
 
+    headline = ("D-ECE",)
+
     def __init__(
         self,
         names: Sequence[str],
         *,
-        threshold: float = 0.25,
+        min_score: float = 0.25,
         bins: int = 10,
         fine_bins: int = 5,
         iou: float = 0.5,
     ) -> None:
         super().__init__(names)
-        self.threshold, self.bins, self.fine_bins, self.iou = threshold, bins, fine_bins, iou
+        self.min_score, self.bins, self.fine_bins, self.iou = min_score, bins, fine_bins, iou
         self._image = np.zeros(0, np.int64)
         self._hit = np.zeros(0, bool)
         self._scores = np.zeros(0)
@@ -77,7 +79,7 @@ class Calibration(Measure):
     def prepare(self, pool: Pool) -> None:
         """Sort boxes into bins."""
         match, _ = pool.matches("iou", self.iou)
-        shown = pool.scores >= self.threshold
+        shown = pool.scores >= self.min_score
         self._image, self._scores, self._hit = pool.image[shown], pool.scores[shown], match[shown] >= 0
         self._classes = pool.classes[shown]
         sizes = np.array([t.size for t in pool.truth_list], float).reshape(-1, 2)[self._image][:, ::-1]
@@ -95,7 +97,7 @@ class Calibration(Measure):
         total = times.sum()
         if not total:
             names = (*self._cells, "confidence_gap") if self._cells else ()
-            self.reasons |= dict.fromkeys(names, f"nothing found with a confidence of {self.threshold:g} or more")
+            self.reasons |= dict.fromkeys(names, f"nothing found with a confidence of {self.min_score:g} or more")
             return dict.fromkeys(names, float("nan"))
         gap = times * (self._scores - self._hit)  # summed over a bin: its boxes x (confidence - precision)
         scores = {name: float(np.abs(np.bincount(cell, gap)).sum() / total) for name, cell in self._cells.items()}
@@ -106,7 +108,7 @@ class Calibration(Measure):
         self.compute()
         table = {"all": self._diagram(np.ones(len(self._hit), bool))}
         table |= {name: self._diagram(self._classes == i) for i, name in enumerate(self.names)}
-        return {"threshold": self.threshold, "edges": np.linspace(0, 1, self.bins + 1).tolist(), "classes": table}
+        return {"min_score": self.min_score, "edges": np.linspace(0, 1, self.bins + 1).tolist(), "classes": table}
 
     def _diagram(self, own: NDArray[np.bool_]) -> dict[str, list[Any]]:
         cell = self._cells["D-ECE"][own]

@@ -32,6 +32,8 @@ class Counts(Measure):
         {'count_error': 1.0, 'count_bias': 1.0}
     """
 
+    headline = ("count_error",)
+
     def __init__(self, names: Sequence[str], *, threshold: float = 0.25) -> None:
         super().__init__(names)
         self.threshold = threshold

@@ -84,6 +84,8 @@ class FROC(Measure):
         (0.0, 1.0)
     """
 
+    headline = ("FROC", "sensitivity@1fp")
+
     def __init__(self, names: Sequence[str], *, hit: str = "iou", iou: float = 0.5) -> None:
         super().__init__(names)
         self.hit, self.iou = hit, iou

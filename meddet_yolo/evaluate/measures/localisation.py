@@ -40,6 +40,8 @@ class Localisation(Measure):
         (1.0, 2.0, 0.5)
     """
 
+    headline = ("centre_px", "centre_mm")
+
     def __init__(self, names: Sequence[str], *, threshold: float = 0.25, iou: float = 0.5) -> None:
         super().__init__(names)
         self.threshold, self.iou = threshold, iou

@@ -56,6 +56,8 @@ class OperatingPoint(Measure):
         {'sensitivity': 1.0, 'precision': 0.5, 'F1': 0.667, 'fp_per_image': 1.0}
     """
 
+    headline = ("sensitivity", "precision", "F1", "fp_per_image")
+
     def __init__(
         self,
         names: Sequence[str],

@@ -17,7 +17,7 @@ def _case(seed: int, images: int, threshold: float = 0.0, shift: float = 0.0):
     found, truth = scenes(seed, images, 2)
     found = [Found(f.name, f.boxes + np.array([1, 1, 1.1, 1.1]) * shift, f.classes, f.scores) for f in found]
     pool = Pool(found, truth)
-    calibration = Calibration(["c0", "c1"], threshold=threshold)
+    calibration = Calibration(["c0", "c1"], min_score=threshold)
     calibration.adopt(pool)
     shown = pool.scores >= threshold
     hit = (pool.matches()[0] >= 0)[shown].astype(float)
