@@ -89,6 +89,7 @@ def intervals(rows: Array, owner: NDArray, score, rounds: int, generator) -> dic
     result["expanded percentile"] = tuple(np.quantile(values, widened))
     value = score(rows, np.ones((1, len(owner))))[0]
     without = score(rows, (owner != np.arange(count)[:, None]).astype(float))
+    without = without[np.isfinite(without)]
     spread = without.mean() - without
     skew = (spread**3).sum() / (6 * ((spread**2).sum() ** 1.5 + 1e-300))
     shift = stats.norm.ppf(np.clip(((values < value) + (values == value) / 2).mean(), 1e-4, 1 - 1e-4))

@@ -42,6 +42,7 @@ _OWN_COMMANDS = {
     "benchmark": ("meddet_yolo.benchmark", "benchmark"),
     "compare": ("meddet_yolo.compare", "compare"),
     "convert": ("meddet_yolo.data.convert", "convert_command"),
+    "evaluate": ("meddet_yolo.evaluate.evaluation", "evaluate_command"),
     "phantom": ("meddet_yolo.phantom", "generate_phantom"),
     "quickstart": ("meddet_yolo.quickstart", "quickstart"),
     "slices": ("meddet_yolo.imaging.pictures", "write_pictures"),
@@ -64,6 +65,8 @@ meddet: distil several YOLO detectors into one small one, inside Ultralytics
   meddet benchmark model=[a.pt,b.engine] data=d.yaml imgsz=512 backends=[pytorch,onnxruntime,tensorrt]
 
   meddet compare data=d.yaml student=meddet11-n.yaml methods=[none,meddet] teachers=[a.pt] seeds=3 folds=4     intervals
+
+  meddet evaluate model=[a.pt,b.engine,c.json] data=d.yaml split=test [require=sensitivity@1fp>=0.85]
 
   meddet quickstart [out=DIR] [device=cpu]      the whole job on generated images, in under ten minutes
   meddet phantom out=DIR [patients=914] [seed=0] [imgsz=512] [preset=paper|small|tiny]      only make the images

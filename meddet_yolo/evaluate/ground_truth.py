@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -21,7 +21,7 @@ from meddet_yolo.imaging.search import CACHE_SUFFIX
 from meddet_yolo.imaging.slice_cache import cache_slices
 from meddet_yolo.imaging.volumes import VolumeError, is_volume, open_volume
 
-__all__ = ["read_column", "truth_of"]
+__all__ = ["columns_of", "read_column", "truth_of"]
 
 _TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and height
 _ORIENTATION = 0x0112
@@ -79,6 +79,25 @@ def truth_of(
     return TruthSet(tuple(images), names, source, tuple(notes))
 
 
+def columns_of(file: str | Path) -> list[str]:
+    """Return the names of a CSV's columns.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    with Path(file).open(newline="", encoding="utf-8-sig") as rows:
+        return list(_rows(rows).fieldnames or [])
+
+
+def _rows(file: TextIO) -> csv.DictReader[str]:
+    """Return the rows of an opened CSV, whatever separates its columns."""
+    first = file.readline()
+    file.seek(0)
+    return csv.DictReader(file, delimiter=max(",;\t", key=first.count))
+
+
 def read_column(file: str | Path, column: str) -> dict[str, str]:
     """Read a column of a CSV by image name; rows of one image must agree.
 
@@ -98,9 +117,7 @@ def read_column(file: str | Path, column: str) -> dict[str, str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with path.open(newline="", encoding="utf-8-sig") as rows:
-        first = rows.readline()
-        rows.seek(0)
-        reader = csv.DictReader(rows, delimiter=max(",;\t", key=first.count))
+        reader = _rows(rows)
         columns = reader.fieldnames or []
         image_column = next((c for c in _IMAGE_COLUMNS if c in columns), None)
         if image_column is None or column not in columns:
