@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -44,9 +45,18 @@ class _TensorCache:
 _CACHE = _TensorCache()
 
 
-@torch.compiler.assume_constant_result
+class _Shelf:
+    """Tables as attributes, each under a name of its own: what a compiled function reads."""
+
+
+_SHELF = _Shelf()
+
+
 def packed_words(t_end: float, order: int, device: torch.device) -> Tensor:
     """Words of the packed table as an int32 tensor of shape (size,)."""
+    if torch.compiler.is_dynamo_compiling():
+        words: Tensor = getattr(_SHELF, _shelve(t_end, order, torch.float32, device))
+        return words
     return _CACHE.get(("packed", t_end, order), device, lambda: torch.from_numpy(packed_table(t_end, order).words))
 
 
@@ -57,9 +67,11 @@ def packed_constants(t_end: float, order: int) -> tuple[int, int, float, float, 
     return table.size, table.slope_shift, table.value_unit, table.value_origin, table.slope_unit
 
 
-@torch.compiler.assume_constant_result
 def sixteen_bit_table(t_end: float, order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Results for the bit patterns -32768 ... 32767 of a 16-bit float, shape (65536,)."""
+    if torch.compiler.is_dynamo_compiling():
+        results: Tensor = getattr(_SHELF, _shelve(t_end, order, dtype, device))
+        return results
 
     def build() -> Tensor:
         bits = torch.from_numpy(np.arange(-32768, 32768).astype(np.int16))
@@ -67,6 +79,21 @@ def sixteen_bit_table(t_end: float, order: int, dtype: torch.dtype, device: torc
         return torch.from_numpy(sixteen_bit_values(inputs, t_end, order)).to(dtype)
 
     return _CACHE.get(("sixteen", t_end, order, dtype), device, build)
+
+
+@torch.compiler.assume_constant_result
+def _shelve(t_end: float, order: int, dtype: torch.dtype, device: torch.device) -> str:
+    """Put the table for g of this dtype on the shelf while a function is compiled, and return its name there.
+
+    Were the table itself the constant result, Dynamo would call it by the name of the function that makes it; two of
+    one name in a graph, as those of a value and of its gradient, are an error in torch 2.14.
+    """
+    name = re.sub(r"\W", "_", f"{dtype}_{t_end!r}_{order}_{device}")
+    if not hasattr(_SHELF, name):
+        sixteen = dtype in SIXTEEN_BIT
+        table = sixteen_bit_table(t_end, order, dtype, device) if sixteen else packed_words(t_end, order, device)
+        setattr(_SHELF, name, table)
+    return name
 
 
 def plain_tensors(t_end: float, order: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,20 @@ def test_compiled_in_one_graph_with_gradient(g, dtype):
     torch.testing.assert_close(fast.grad, eager.grad, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tables_of_several_intervals_and_orders_share_a_graph(g, dtype):
+    def layers(x: torch.Tensor) -> torch.Tensor:
+        return nmode2(x) + nmode2(2 * x, 0.5) + nmode2(-x)
+
+    compiled = torch.compile(layers, fullgraph=True, backend="aot_eager")
+    leaves = [g.to(dtype, copy=True).requires_grad_() for _ in range(2)]
+    results = [function(leaf) for function, leaf in zip((layers, compiled), leaves, strict=True)]
+    for result in results:
+        result.sum().backward()
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(leaves[1].grad, leaves[0].grad, rtol=0, atol=1e-4)
+
+
 @needs_compiler
 def test_compiled_block_takes_changing_sizes():
     block = NmODE2(8).eval()
@@ -46,8 +60,9 @@ def test_compiled_block_takes_changing_sizes():
         torch.testing.assert_close(compiled(x), block(x), rtol=0, atol=2e-6)
 
 
-def test_exported_program(g):
-    program = torch.export.export(NmODE2Activation().eval(), (g,))
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_program(g, strict):
+    program = torch.export.export(NmODE2Activation().eval(), (g,), strict=strict)
     torch.testing.assert_close(program.module()(g), nmode2(g), rtol=0, atol=1e-6)
 
 
