@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from meddet_yolo.compare.files import LOG
 
-__all__ = ["Executor", "Finished", "LocalExecutor", "devices_of"]
+__all__ = ["Executor", "Finished", "LocalExecutor", "devices_of", "how_it_ended", "start_run"]
 
 WORKER = (sys.executable, "-m", "meddet_yolo.compare.worker")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -101,23 +101,8 @@ class LocalExecutor:
         """Begin a run on the device that has the fewest; its output goes to a log in its folder."""
         loads = [device for _, device in self._running.values()]
         device = min(self._devices, key=loads.count)
-        how = json.dumps({"device": device, "workers": self._workers, "nice": self._nice})
-        environment = {
-            **os.environ,
-            **{name: str(self._threads) for name in _THREADS},
-            "YOLO_OFFLINE": os.environ.get("YOLO_OFFLINE", "true"),
-            "MEDDET_TRACEBACK": "0",
-        }
-        with (folder / LOG).open("ab") as log:
-            process = subprocess.Popen(
-                [*self._command, str(folder), how],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # an interrupt from the keyboard is the comparison's to handle
-            )
-        self._running[folder.name] = (process, device)
+        how = {"device": device, "workers": self._workers, "nice": self._nice}
+        self._running[folder.name] = (start_run(self._command, folder, how, self._threads), device)
 
     def poll(self) -> list[Finished]:
         """Return the runs that have ended since the last call."""
@@ -126,7 +111,7 @@ class LocalExecutor:
             code = process.poll()
             if code is not None:
                 del self._running[name]
-                ended.append(Finished(name, _how_it_ended(code)))
+                ended.append(Finished(name, how_it_ended(code)))
         return ended
 
     def stop(self) -> None:
@@ -138,7 +123,33 @@ class LocalExecutor:
         self._running.clear()
 
 
-def _how_it_ended(code: int) -> str:
+def start_run(command: Sequence[str], folder: Path, how: dict[str, Any], threads: int) -> subprocess.Popen[bytes]:
+    """Start the process of a run; its output goes to a log in its folder.
+
+    Args:
+        command: The command that executes a run.
+        folder: The run's folder.
+        how: What the run's process is told besides: `device`, `workers`, `nice`.
+        threads: Its threads.
+    """
+    environment = {
+        **os.environ,
+        **{name: str(threads) for name in _THREADS},
+        "YOLO_OFFLINE": os.environ.get("YOLO_OFFLINE", "true"),
+        "MEDDET_TRACEBACK": "0",
+    }
+    with (folder / LOG).open("ab") as log:
+        return subprocess.Popen(
+            [*command, str(folder), json.dumps(how)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # an interrupt from the keyboard is the comparison's to handle
+        )
+
+
+def how_it_ended(code: int) -> str:
     """Return what an exit code says of a failure."""
     if code == 0:
         return ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from meddet_yolo.compare.scores import score_runs
 
 __all__ = ["compare"]
 
-_NOT_IN_REPORT = frozenset({"out", "jobs", "nice", "report", "rounds"})  # no part of what was compared
+_NOT_IN_REPORT = frozenset(
+    {"out", "address", "executor", "jobs", "nice", "report", "rounds"}
+)  # no part of what was compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,8 @@ class _Settings:
     threads: int = 1
     workers: int | None = None
     nice: int = 0
+    executor: str = "local"
+    address: str = "auto"
     rounds: int = 1000
     report: bool = False
 
@@ -60,6 +66,8 @@ def compare(
     threads: int | None = None,
     workers: int | None = None,
     nice: int | None = None,
+    executor: str | None = None,
+    address: str | None = None,
     rounds: int | None = None,
     report: bool | None = None,
     **training: Any,
@@ -92,6 +100,9 @@ def compare(
         threads: Threads of each run. Default: 1.
         workers: Workers of each run's data loader. Default: 0 on the CPU, else 4.
         nice: Niceness of the runs. Default: 0.
+        executor: Where runs are executed: `local`, processes of this machine, or `ray`, a Ray cluster that shares `out`
+            and the data. Default: `local`.
+        address: Address of the Ray cluster. Default: `auto`, the one that this machine is part of.
         rounds: Resamples of the patients behind the intervals. Default: 1000.
         report: Whether only to make the table of what is finished, while the runs go on elsewhere. Default: False.
         **training: Keys that all trainings share: `epochs`, `imgsz`, `batch`, ...
@@ -117,6 +128,7 @@ def compare(
     shared = {key: value for key, value in merged.items() if key not in own}
     if settings.data is None:
         raise ValueError("data= is missing: the YAML of the data set, for example data=d.yaml")
+    _check(settings)
     data_set = Path(settings.data).expanduser().resolve()
     plan = make_plan(settings.student, settings.methods, settings.teachers, settings.seeds, settings.folds, shared)
     items = read_images(data_set, settings.patient)
@@ -124,12 +136,11 @@ def compare(
     place, runs = Path(settings.out).expanduser().resolve(), plan.runs()
     if settings.report:
         return _report(place, plan, data_set, merged, settings.rounds)
-    executor = _executor(settings)
-    with locked(place):
+    with locked(place), _executor(settings) as runner:
         prepare(place, runs, write_folds(place / "folds", data_set, items, folds_made))
         for warning in plan.warnings:
             print(f"warning: {warning}", flush=True)
-        execute(place, runs, executor)
+        execute(place, runs, runner)
         return _report(place, plan, data_set, merged, settings.rounds)
 
 
@@ -154,14 +165,37 @@ def _recipe(file: Path) -> dict[str, Any]:
     return {str(key): value for key, value in recipe.items()}
 
 
-def _executor(settings: _Settings) -> Executor:
-    """Return where the runs are executed."""
-    for name, value, least in (("jobs", settings.jobs, 1), ("threads", settings.threads, 1),
-                               ("workers", settings.workers, 0), ("rounds", settings.rounds, 1)):  # fmt: skip
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+@contextmanager
+def _executor(settings: _Settings) -> Iterator[Executor]:
+    """Give where the runs are executed."""
+    if settings.executor == "ray":
+        from meddet_yolo.compare.ray_executor import RayExecutor
+
+        runner = RayExecutor(
+            settings.address,
+            device=settings.device,
+            jobs=settings.jobs,
+            threads=settings.threads,
+            workers=settings.workers,
+            nice=settings.nice,
+        )
+        try:
+            yield runner
+        finally:
+            runner.close()
+        return
     devices = devices_of(settings.device)
     on_cpu = devices == ["cpu"]
     slots = settings.jobs or (max(1, (os.cpu_count() or 1) // settings.threads) if on_cpu else len(devices))
     workers = settings.workers if settings.workers is not None else 0 if on_cpu else 4
-    return LocalExecutor(devices, slots, threads=settings.threads, workers=workers, nice=settings.nice)
+    yield LocalExecutor(devices, slots, threads=settings.threads, workers=workers, nice=settings.nice)
+
+
+def _check(settings: _Settings) -> None:
+    """Refuse what no run would be started with."""
+    for name, value, least in (("jobs", settings.jobs, 1), ("threads", settings.threads, 1),
+                               ("workers", settings.workers, 0), ("rounds", settings.rounds, 1)):  # fmt: skip
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+    if settings.executor not in ("local", "ray"):
+        raise ValueError(f"executor={settings.executor!r} is unknown: expected local or ray")
