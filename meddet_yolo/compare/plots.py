@@ -65,7 +65,7 @@ def plot_bubbles(comparison: Comparison, path: Path) -> Path | None:
     axis.margins(x=0.2, y=0.15)
     axis.set_xlim(left=max(axis.get_xlim()[0], 0.0))
     axis.legend(handles=entries, fontsize=7, loc="best", frameon=True, framealpha=0.8)
-    axis.set_xlabel("images per second, in batches, in the fastest of the runs")
+    axis.set_xlabel("images per second, one at a time")
     axis.set_ylabel(f"{SCORES[0]}, 95 % interval over patients")
     return _save(figure, path)
 

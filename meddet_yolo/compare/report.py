@@ -25,6 +25,7 @@ _COLUMNS = (
     "difference to the best",
     "s/step",
     "peak MB",
+    "ms/image",
     "parameters",
 )
 
@@ -87,6 +88,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         _interval(row.to_best.get(SCORES[0]), sign=True),
         "" if row.seconds_per_step is None else f"{row.seconds_per_step:.3g}",
         "" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 1e6:.0f}",
+        "" if row.milliseconds_per_image is None else f"{row.milliseconds_per_image:.1f}",
         "" if row.parameters is None else f"{row.parameters / 1e6:.2f} M",
     )
 
@@ -126,7 +128,8 @@ def _remarks(comparison: Comparison) -> list[str]:
         uneven = [r for r in comparison.rows if r.method and r.seeds and r.seeds != seeds]
         remarks += [f"{row.name}: seeds {', '.join(map(str, row.seeds))} only" for row in uneven]
         remarks.append(
-            "s/step: median seconds of a training step without loading data, with other runs at the same time"
+            "s/step: median seconds of a training step without loading data, with other runs at the same time; "
+            "ms/image: from an image to its boxes, all models in turns"
         )
     else:
         remarks.append("no fold is finished by every method that was begun: no scores yet")

@@ -17,6 +17,8 @@ from meddet_yolo.compare.harness import execute, failed_runs, locked, prepare
 from meddet_yolo.compare.plan import Plan, make_plan
 from meddet_yolo.compare.report import as_text, write_report
 from meddet_yolo.compare.scores import score_runs
+from meddet_yolo.compare.speed import measure_speed
+from meddet_yolo.console import quiet
 
 __all__ = ["compare"]
 
@@ -135,19 +137,23 @@ def compare(
     folds_made = make_folds(items, settings.folds, settings.fold_seed)
     place, runs = Path(settings.out).expanduser().resolve(), plan.runs()
     if settings.report:
-        return _report(place, plan, data_set, merged, settings.rounds)
+        return _report(place, plan, data_set, settings, merged)
     with locked(place), _executor(settings) as runner:
         prepare(place, runs, write_folds(place / "folds", data_set, items, folds_made))
         for warning in plan.warnings:
             print(f"warning: {warning}", flush=True)
         execute(place, runs, runner)
-        return _report(place, plan, data_set, merged, settings.rounds)
+        return _report(place, plan, data_set, settings, merged)
 
 
-def _report(out: Path, plan: Plan, data: Path, given: dict[str, Any], rounds: int) -> str:
+def _report(out: Path, plan: Plan, data: Path, settings: _Settings, given: dict[str, Any]) -> str:
     """Write the table of what is finished, and return it."""
     failed = failed_runs(out, plan.runs())
-    comparison = score_runs(out, plan, class_names(data), failed, rounds=rounds)
+    comparison = score_runs(out, plan, class_names(data), failed, rounds=settings.rounds)
+    with quiet():
+        speeds = measure_speed(out, plan, device=devices_of(settings.device)[0], threads=settings.threads)
+    for row in comparison.rows:
+        row.milliseconds_per_image = speeds.get((row.student, row.method))
     page = write_report(out, comparison, {k: v for k, v in given.items() if k not in _NOT_IN_REPORT})
     return f"{as_text(comparison)}\n\nreport    {page}"
 

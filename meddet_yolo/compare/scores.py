@@ -46,7 +46,7 @@ class Row:
         seconds_per_step: Median over its runs of the seconds of a training step, without loading data.
         peak_memory_bytes: Most memory of its runs' trainings.
         parameters: Parameters of the model.
-        milliseconds_per_image: Inference with what follows it, in batches, in the least disturbed of its runs.
+        milliseconds_per_image: Median time from an image to its boxes, all models measured in turns.
     """
 
     student: str
@@ -153,9 +153,6 @@ def _row(key: tuple[str, str], specs: Sequence[RunSpec], results: Mapping[str, A
     row.seconds_per_step = statistics.median(steps) if steps else None
     row.peak_memory_bytes = max((r.get("peak_memory_bytes") or 0 for r in done), default=0) or None
     row.parameters = done[0].get("parameters")
-    times = [r["milliseconds_per_image"] for r in done if r.get("milliseconds_per_image")]
-    if times:
-        row.milliseconds_per_image = min(t["inference"] + t["postprocess"] for t in times)
     return row
 
 

@@ -223,7 +223,6 @@ def _measure(weights: Path, run: Path, training: dict[str, Any], data: Path, opt
     shutil.rmtree(run / "val", ignore_errors=True)
     return {
         "parameters": parameters,
-        "milliseconds_per_image": {key: round(value, 3) for key, value in metrics.speed.items() if key != "loss"},
         "fold_scores": {"mAP50-95": float(metrics.box.map), "mAP50": float(metrics.box.map50)},
     }
 

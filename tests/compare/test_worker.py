@@ -11,12 +11,14 @@ import pytest
 from ultralytics.data import dataset
 
 from meddet_yolo.compare.executor import WORKER
-from meddet_yolo.compare.files import FOUND, PROGRESS, RESULT, RUNS, SPEC, read_json
+from meddet_yolo.compare.files import FOUND, PROGRESS, RESULT, RUNS, SPEC, read_json, write_json
 from meddet_yolo.compare.folds import make_folds, read_images, write_folds
 from meddet_yolo.compare.harness import prepare
 from meddet_yolo.compare.plan import make_plan
 from meddet_yolo.compare.predictions import load_predictions
+from meddet_yolo.compare.speed import measure_speed
 from meddet_yolo.compare.worker import main
+from meddet_yolo.evaluate import report
 
 HOW = json.dumps({"device": "cpu", "workers": 0})
 
@@ -76,6 +78,23 @@ def test_a_failure_leaves_its_reason_in_a_line(out, tiny_teachers):
         main([str(folder / RUNS / run.name), HOW])
     reason = (folder / RUNS / run.name / "failed.txt").read_text()
     assert "none.pt" in reason and reason.count("\n") == 1
+
+
+def test_models_are_timed_once_and_again_with_a_new_one(out, tiny_teachers, monkeypatch):
+    folder, make = out
+    teachers = [str(path) for path in tiny_teachers]
+    runs = [run for run in make(methods=["meddet"], teachers=teachers) if not run.trained]
+    plan = make_plan("yolo11n.yaml", ["meddet"], teachers, 1, 2, {"imgsz": 64, "epochs": 2, "batch": 4, "cache": False})
+    assert measure_speed(folder, plan) == {}
+    write_json(folder / RUNS / runs[0].name / RESULT, {})
+    first = measure_speed(folder, plan)
+    assert list(first) == [(runs[0].student, "")] and first[runs[0].student, ""] > 0
+    assert measure_speed(folder, plan) == first
+    write_json(folder / RUNS / runs[1].name / RESULT, {})
+    both = measure_speed(folder, plan)
+    assert set(both) == {(run.student, "") for run in runs} and len(both) == 2
+    monkeypatch.setattr(report, "measure_latency", None)  # not called any more
+    assert measure_speed(folder, plan) == both
 
 
 @pytest.mark.slow
