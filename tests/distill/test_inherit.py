@@ -8,17 +8,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torchvision.models.resnet import Bottleneck
+from torchvision.models import mobilenetv2, resnet
 from ultralytics.cfg import get_cfg
-from ultralytics.nn.modules import C3k2, Concat, Conv
-from ultralytics.nn.modules.block import Attention
+from ultralytics.nn.modules import SPPF, Bottleneck, C3k2, Concat, Conv
+from ultralytics.nn.modules.block import Attention, PSABlock
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from ultralytics.utils import YAML
 from ultralytics.utils.checks import check_yaml
 
 import meddet_yolo  # noqa: F401  # its layers in model YAMLs
 from meddet_yolo.distill.inherit import CHANNELS, InheritError, best_fit, inherit, recalibrate
+from meddet_yolo.distill.inherit.blocks import BLOCKS
+from meddet_yolo.distill.inherit.heads import fpn
 from meddet_yolo.distill.inherit.spaces import Axis, Space
+from meddet_yolo.distill.inherit.walk import Walk
+from meddet_yolo.nn.gfl import FPN
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -201,8 +205,8 @@ class TestByHand:
     def test_a_stage_of_resnet(self):
         def stage(width: int, blocks: int) -> Rows:
             short_cut = nn.Sequential(nn.Conv2d(4 * width, 8 * width, 1, bias=False), nn.BatchNorm2d(8 * width))
-            first = Bottleneck(4 * width, 2 * width, downsample=short_cut)
-            others = [Bottleneck(8 * width, 2 * width) for _ in range(blocks - 1)]
+            first = resnet.Bottleneck(4 * width, 2 * width, downsample=short_cut)
+            others = [resnet.Bottleneck(8 * width, 2 * width) for _ in range(blocks - 1)]
             return Rows((-1, Conv(3, 4 * width)), (-1, nn.Sequential(first, *others)))
 
         student, teacher = stage(1, 3), stage(2, 6)
@@ -214,18 +218,36 @@ class TestByHand:
         mine, other = student.model[1][0].downsample, teacher.model[1][0].downsample
         assert torch.equal(mine[0].weight, other[0].weight[::2][:, ::2])
 
-    def test_importance_is_that_of_all_blocks_that_are_added(self):
-        def block(width: int) -> Rows:
-            return Rows((-1, Conv(3, 4 * width)), (-1, Bottleneck(4 * width, width)))
-
-        student, teacher = block(1), block(2)
+    @pytest.mark.parametrize(
+        ("block", "last"),
+        [
+            (lambda c: Bottleneck(c, c), "cv2.bn"),
+            (lambda c: PSABlock(c, num_heads=1), "ffn.1.bn"),
+            (lambda c: PSABlock(c, num_heads=1), "attn.proj.bn"),
+            (lambda c: SPPF(c, c, shortcut=True), "cv2.bn"),
+            (lambda c: resnet.Bottleneck(c, c // 4), "bn3"),
+            (lambda c: mobilenetv2.InvertedResidual(c, c, 1, 2), "conv.3"),
+        ],
+    )
+    def test_importance_is_that_of_all_maps_that_are_added(self, block, last):
+        student, teacher = (Rows((-1, Conv(3, c)), (-1, block(c))) for c in (4, 8))
         with torch.no_grad():
-            teacher.model[0].bn.weight[[0, 1]] = 4.0
-            teacher.model[1].bn3.weight[[6, 7]] = 4.0
-        inherit(student, teacher, channels="importance", rescale=False)
-        chosen = [0, 1, 6, 7]
-        assert torch.equal(student.model[0].conv.weight, teacher.model[0].conv.weight[chosen])
-        assert torch.equal(student.model[1].bn3.weight, teacher.model[1].bn3.weight[chosen])
+            teacher.model[0].bn.weight[[0, 1]] = 50.0
+            teacher.model[1].get_submodule(last).weight[[6, 7]] = 50.0
+            for model in (student, teacher):
+                for tensor in (model.model[0].bn.bias, model.model[1].get_submodule(last).bias):
+                    tensor.copy_(torch.arange(len(tensor)))  # says which channel it is
+        inherit(student, teacher, channels="importance")
+        assert student.model[0].bn.bias.tolist() == [0, 1, 6, 7]
+        assert student.model[1].get_submodule(last).bias.tolist() == [0, 1, 6, 7]
+
+    def test_the_levels_of_a_pyramid_keep_to_the_same_channels(self):
+        walk = Walk("the student", "the teacher", BLOCKS)
+        student, teacher = (FPN([8, 8, 8], channels, 4) for channels in (16, 32))
+        levels = fpn(walk, student, teacher, [Axis.of(Space(8, 8)) for _ in range(3)])
+        roots = [link.out.parts[0].space.root() for link in walk.links[:3]]
+        assert roots[0] is roots[1] is roots[2]
+        assert [(axis.student, axis.teacher) for axis in levels] == [(16, 32)] * 4
 
 
 class TestSameSize:
