@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # which pytest brings there
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = ("meddet_yolo", "cfg", "trt")
 
@@ -43,12 +48,27 @@ def _sources() -> set[str]:
     return names
 
 
+def test_every_package_is_listed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    packages = {name.rpartition("/")[0].replace("/", ".") for name in _sources() if name.endswith("/__init__.py")}
+    missing, gone = sorted(packages - set(listed)), sorted(set(listed) - packages)
+    assert not missing, f"add to packages in pyproject.toml, or no wheel will hold it: {', '.join(missing)}"
+    assert not gone, f"remove from packages in pyproject.toml, there is no such package: {', '.join(gone)}"
+
+
+def test_every_folder_with_modules_is_a_package():
+    folders = {name.rpartition("/")[0] for name in _sources() if name.endswith(".py")}
+    bare = sorted(folders - {name.rpartition("/")[0] for name in _sources() if name.endswith("/__init__.py")})
+    assert not bare, f"a folder with modules needs an __init__.py: {', '.join(bare)}"
+
+
 def test_wheel_holds_every_module_and_recipe(wheel):
     sources = _sources()
     assert {"meddet_yolo/py.typed", "meddet_yolo/cfg/models/meddet-n.yaml", "meddet_yolo/trt/__init__.py"} <= sources
     assert "meddet_yolo/cfg/distill/default.yaml" in sources
     inside = {n for n in wheel.namelist() if ".dist-info/" not in n}
-    assert inside == sources
+    assert not sources - inside, f"the wheel lacks {', '.join(sorted(sources - inside))}"
+    assert not inside - sources, f"the wheel holds what the checkout does not: {', '.join(sorted(inside - sources))}"
 
 
 def test_sdist_holds_the_same(dist):
@@ -72,6 +92,8 @@ def test_metadata(wheel):
         "torchvision",
         "torchdiffeq",
         "opencv-python",
+        "scipy",
+        "filelock",
     }
     versions = {c.split(" :: ")[-1] for c in metadata.get_all("Classifier") if "Python :: 3." in c}
     assert versions == {"3.10", "3.11", "3.12", "3.13"}
