@@ -192,6 +192,7 @@ def as_markdown(result: Evaluation) -> str:
             for s in result.subgroups
             for name, scores in s.scores.items()
             for key, interval in scores.items()
+            if math.isfinite(interval.value)
         ]  # fmt: skip
         head = ("column", "value", "images", "patients", "boxes", "model", "score", "value")
         parts += ["## Subgroups", _table(head, lines)]

@@ -20,6 +20,7 @@ Weights = NDArray[np.int64]
 Scores = Callable[[Weights], Mapping[str, float]]
 
 _MOST_PARTS = 200  # for the skewness, which changes little with more
+_SAME = 1e-12  # rounding of sums in another order
 _MIN_USABLE = 0.9  # share of rounds in which a score must be defined for its interval to be given
 
 
@@ -71,7 +72,8 @@ def bootstrap(
     The interval is BCa (corrected for bias and skewness), its probabilities widened as a t-quantile and the factor
     sqrt(n / (n - 1)) ask for, n being the number of patients: with few patients plain percentiles, and BCa too, are too
     narrow. `benchmarks/interval_coverage.py` compares them. Where a score is near its bound and patients are fewer than
-    about 50, the interval still holds the truth less often than it says.
+    about 50, the interval still holds the truth less often than it says; where all resamples give the same, as with
+    nothing missed at all, there is none.
 
     Args:
         score: Function of how often each image counts, (n_images,) integers of at least 0, that returns the score;
@@ -161,6 +163,9 @@ class Samples:
             reason = f"only one {self.unit[:-1]}"
         elif len(usable) < _MIN_USABLE * len(drawn):
             reason = f"defined in only {len(usable)} of {len(drawn)} resamples"
+        elif np.ptp(usable) <= _SAME:
+            # Nothing missed by few patients does not mean that nothing is ever missed.
+            reason = f"the same in all resamples of {self.count} {self.unit}"
         else:
             low, high = expanded_bca(value, usable, without[np.isfinite(without)], self.count, self.level)
         return Interval(float(value), low, high, self.level, self.unit, len(usable), None, reason)

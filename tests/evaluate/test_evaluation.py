@@ -200,15 +200,31 @@ def test_unknown_patients_and_a_single_one_are_marked(data):
 
 def test_the_command_prints_and_its_exit_code_tells_what_is_required(data, capsys, monkeypatch):
     monkeypatch.chdir(data.parent)
-    file = _detections(data, "a", 0.5)
+    file = _detections(data, "a", 0.5, missed=0.2)
     arguments = ["evaluate", f"model={file}", f"data={data}", "rounds=50", "measures=[froc,operating_point]"]
-    assert main([*arguments, "require=sensitivity@1fp>=0.85"]) == 0
+    assert main([*arguments, "require=sensitivity@1fp>=0.3"]) == 0
     assert "sensitivity@1fp" in capsys.readouterr().out
     assert (data.parent / "runs/evaluate/data-val/evaluation.json").is_file()
-    assert main([*arguments, "require=[sensitivity@1fp>=0.85,fp_per_image<=0.01]"]) == 1
+    assert main([*arguments, "require=[sensitivity@1fp>=0.3,fp_per_image<=0.01]"]) == 1
     printed = capsys.readouterr()
     assert "fp_per_image is" in printed.err and "required <= 0.01" in printed.err and printed.err.count("\n") == 1
     assert main([*arguments, "nothing=1"]) == 2
+
+
+def test_a_requirement_is_of_the_bound_and_not_met_without_one(data):
+    file, out = _detections(data, "a", 0.5, missed=0.2), data.parent / "out"
+    options = {"out": out, "rounds": 60, "measures": "operating_point"}
+    interval = evaluate(file, data, **options).models[0].scores["sensitivity"]
+    between = (interval.low + interval.value) / 2
+    for name, bound, met in (
+        ("sensitivity", interval.low - 0.01, True),
+        ("sensitivity", between, False),
+        ("sensitivity/disc", 0.01, True),
+    ):
+        assert (not evaluate(file, data, require=f"{name}>={bound}", **options).unmet) is met
+    perfect = evaluate(_detections(data, "b", 0), data, require="sensitivity>=0.5", **options)
+    assert perfect.models[0].scores["sensitivity"].value == 1
+    assert "the same in all resamples" in perfect.unmet[0]
 
 
 # models ---------------------------------------------------------------------------------------------------------------

@@ -151,15 +151,21 @@ def test_a_drawn_p_is_near_the_exact_one_and_never_zero():
 def test_equal_models_differ_by_nothing():
     a = np.random.default_rng(0).random(30)
     same = paired(_two(a, a), [str(i // 2) for i in range(30)], rounds=200)
-    assert [same.value, same.low, same.high] == pytest.approx([0, 0, 0], abs=1e-12) and same.p == 1
+    assert same.value == pytest.approx(0, abs=1e-12) and same.p == 1 and "the same in all resamples" in same.reason
 
 
 def test_the_difference_is_resampled_together():
     generator = np.random.default_rng(0)
     base = generator.random(50)
     a, b = base + 0.05, base
-    d = paired(_two(a, b), [str(i) for i in range(50)], rounds=300)
-    assert d.low == pytest.approx(0.05) == pytest.approx(d.high)
+    d = paired(_two(a + generator.normal(0, 0.001, 50), b), [str(i) for i in range(50)], rounds=300)
+    assert 0.049 < d.low < d.high < 0.051
+
+
+def test_a_score_without_spread_has_no_interval():
+    found_all = bootstrap(lambda w: 1.0, list("abcde"))
+    assert found_all.value == 1 and np.isnan(found_all.low)
+    assert found_all.reason == "the same in all resamples of 5 patients"
 
 
 def test_false_positives_of_the_permutation_test_are_as_many_as_they_should_be():

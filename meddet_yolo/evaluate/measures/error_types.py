@@ -171,6 +171,7 @@ class ErrorTypes(Measure):
         if len(known):
             # Where a class is missed altogether, taking that away leaves nothing to be found, and nothing to be wrong.
             gains = np.nan_to_num(known[:, 1:], nan=1.0).mean(0) - known[:, 0].mean()
+            gains[np.abs(gains) < 1e-12] = 0.0  # rounding
         else:
             self.reasons |= dict.fromkeys((f"dAP/{name}" for name in ERRORS), "no labelled boxes")
         return scores | {f"dAP/{name}": float(value) for name, value in zip(ERRORS, gains, strict=True)}
