@@ -14,7 +14,8 @@ import yaml
 from meddet_yolo.compare.executor import Executor, LocalExecutor, devices_of
 from meddet_yolo.compare.folds import class_names, make_folds, read_images, write_folds
 from meddet_yolo.compare.harness import execute, failed_runs, locked, prepare
-from meddet_yolo.compare.plan import Plan, make_plan
+from meddet_yolo.compare.plan import Plan
+from meddet_yolo.compare.plan_reader import make_plan
 from meddet_yolo.compare.report import as_text, write_report
 from meddet_yolo.compare.scores import score_runs
 from meddet_yolo.compare.speed import measure_speed

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from meddet_yolo.compare import compare
-from meddet_yolo.compare.plan import make_plan, with_head
+from meddet_yolo.compare.plan import with_head
+from meddet_yolo.compare.plan_reader import make_plan
 
 
 def plan(student="yolo11n.yaml", methods=("none",), teachers=(), seeds=1, folds=2, **training):

@@ -9,7 +9,7 @@ from meddet_yolo.compare import compare
 from meddet_yolo.compare.files import RESULT, RUNS
 from meddet_yolo.compare.folds import make_folds, read_images, write_folds
 from meddet_yolo.compare.harness import execute, prepare
-from meddet_yolo.compare.plan import make_plan
+from meddet_yolo.compare.plan_reader import make_plan
 
 STUB = [sys.executable, str(Path(__file__).with_name("_stub_worker.py"))]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from meddet_yolo.compare.files import FOUND, RESULT, RUNS, write_json
-from meddet_yolo.compare.plan import make_plan
+from meddet_yolo.compare.plan_reader import make_plan
 from meddet_yolo.compare.predictions import SeenImage, save_predictions
 from meddet_yolo.compare.report import as_text, write_report
 from meddet_yolo.compare.scores import score_runs

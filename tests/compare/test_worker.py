@@ -14,7 +14,7 @@ from meddet_yolo.compare.executor import WORKER
 from meddet_yolo.compare.files import FOUND, PROGRESS, RESULT, RUNS, SPEC, read_json, write_json
 from meddet_yolo.compare.folds import make_folds, read_images, write_folds
 from meddet_yolo.compare.harness import prepare
-from meddet_yolo.compare.plan import make_plan
+from meddet_yolo.compare.plan_reader import make_plan
 from meddet_yolo.compare.predictions import load_predictions
 from meddet_yolo.compare.speed import measure_speed
 from meddet_yolo.compare.worker import main
