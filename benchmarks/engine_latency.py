@@ -25,7 +25,8 @@ from meddet_yolo.benchmark import time_candidates, timed_images
 from meddet_yolo.benchmark.candidates import Candidate, Skipped, Source, Workshop
 from meddet_yolo.trt.gpu_monitor import GpuMonitor
 from meddet_yolo.trt.latency import Measurement, ratio
-from meddet_yolo.trt.runner import EngineRunner
+from meddet_yolo.trt.openvino_session import OpenVinoSession
+from meddet_yolo.trt.runner import EngineRunner, Runner
 
 MODELS = ("meddet-n.yaml", "yolo26n.yaml", "meddet-gfl-mobilenetv2.yaml", "gfl-resnet50.yaml")
 PACKAGES = ("torch", "ultralytics", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
@@ -86,6 +87,9 @@ def add_stock(candidates: list[Candidate], workshop: Workshop, backend: str, arg
     if form == "engine":
         candidate = Candidate(source, backend, "fp16" if half else "fp32", args.imgsz, args.batch, file=file)
         candidate.runner = EngineRunner(file, trust=True)  # we have just built it
+    elif form == "openvino":
+        candidate = Candidate(source, backend, "fp32", args.imgsz, args.batch, file=file)
+        candidate.runner = Runner(OpenVinoSession(file, threads=args.threads, precision="f32"))  # as ours is computed
     else:
         candidate = workshop.make(source, backend, "fp32", args.imgsz, args.batch)
     candidates.append(candidate)

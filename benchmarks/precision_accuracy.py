@@ -19,7 +19,7 @@ from _machine import describe_machine
 from ultralytics import YOLO
 
 from meddet_yolo import MedDet
-from meddet_yolo.export.exporter import calibration_images
+from meddet_yolo.export.calibration import calibration_images
 from meddet_yolo.trt import quantize
 from meddet_yolo.trt.graph import conv_precisions, decoding_nodes, load_onnx, nmode_nodes
 from meddet_yolo.trt.half import to_half

@@ -12,7 +12,9 @@ from meddet_yolo.data.mri_noise import MRINoiseConfig
 from meddet_yolo.data.shipped import find_data
 from meddet_yolo.distill.config import DistillConfig
 from meddet_yolo.evaluate.validator import MedDetValidator
-from meddet_yolo.export.exporter import EXPORT_KEYS, FORMATS, export
+from meddet_yolo.export.exporter import export
+from meddet_yolo.export.formats import is_ours
+from meddet_yolo.export.request import EXPORT_KEYS
 from meddet_yolo.predict.predictor import MedDetPredictor, VolumeSource
 from meddet_yolo.train.trainer import DistillTrainer
 
@@ -110,8 +112,8 @@ class MedDet(YOLO):
 
         Args:
             **kwargs: As in `YOLO.export`. For ``format="engine"``, "onnx" and "openvino" also `precision` ("fp32",
-                "fp16", "int8", "fp8"), `end2end`, `calibration`, `calibration_images`, `out`, and for engines `runtime`
-                ("tensorrt" or "rtx") and the other keys of `meddet_yolo.trt.builder.build_engine`.
+                "fp16", "bf16", "int8", "fp8"), `end2end`, `calibration`, `calibration_images`, `out`, and for engines
+                `runtime` ("tensorrt" or "rtx") and the other keys of `meddet_yolo.trt.builder.build_engine`.
 
         Returns:
             The path of what was written.
@@ -122,7 +124,7 @@ class MedDet(YOLO):
             ValueError: If a key does not fit the format.
         """
         form = str(kwargs.get("format", "torchscript")).lower()
-        if form in FORMATS and self.task == "detect":
+        if is_ours(form) and self.task == "detect":
             self._check_is_pytorch_model()
             return export(self, **kwargs)
         wrong = sorted(EXPORT_KEYS & kwargs.keys() - {"end2end"})

@@ -20,7 +20,7 @@ from meddet_yolo.trt.engine_file import sha256, write_engine
 from meddet_yolo.trt.graph import conv_precisions, input_shape, is_quantized, load_onnx, metadata_of, require
 from meddet_yolo.trt.half import to_half
 from meddet_yolo.trt.onnx_export import OPSET, check_converted, export_onnx
-from meddet_yolo.trt.original import as_pair, name_of, sample_images
+from meddet_yolo.trt.original import as_pair, check_target, default_target, name_of, sample_images
 from meddet_yolo.trt.quantize import quantize_onnx
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def build_engine(
 
     Args:
         source: Checkpoint, loaded Ultralytics (or `MedDet`) model, or ONNX file (in FP32, or with Q/DQ nodes).
-        out: The engine file; by default beside the source.
+        out: The engine file; by default beside the source, with the precision in the name unless it is fp16.
         precision: "fp32", "tf32", "fp16", "int8" or "fp8". In the last two convolutions are quantized and the rest is
             FP16.
         runtime: "tensorrt", which builds for the GPU of this machine, or "rtx", which builds on any machine.
@@ -111,7 +111,7 @@ def build_engine(
 
     Examples:
         >>> build_engine("best.pt", imgsz=512, precision="int8", images=images)  # doctest: +SKIP
-        PosixPath('best.engine')
+        PosixPath('best-int8.engine')
         >>> build_engine("best.pt", imgsz=512, runtime="rtx", compute_capability="8.6,8.9")  # doctest: +SKIP
         PosixPath('best.engine')
     """
@@ -140,6 +140,8 @@ def build_engine(
     from_onnx = isinstance(source, (str, Path)) and Path(source).suffix.lower() == ".onnx"
     if precision in {"int8", "fp8"} and not given and not from_onnx:
         raise ValueError(f"precision={precision} needs images to calibrate with: give data=<data.yaml>, or images=")
+    named = source if isinstance(source, (str, Path)) else name_of(source)  # a model from a YAML has a bare name
+    target = check_target(Path(out) if out is not None else default_target(named, ".engine", precision, "fp16"))
     with tempfile.TemporaryDirectory(prefix="meddet-engine-") as folder:
         whole = Path(folder) / "whole.onnx"
         if from_onnx:
@@ -162,7 +164,6 @@ def build_engine(
         size = _size(graph, imgsz if from_onnx else None)
         profile = _profile(graph, size, batch, min_batch, min_imgsz, max_imgsz)
         typed, parity = _typed(graph, whole, wanted, given, calibration, size, Path(folder))
-        target = Path(out) if out is not None else _default_target(source)
         compiled = compile_plan(typed, backend, wanted, profile=profile, expected=_expected(typed, wanted))
         metadata = _metadata(graph, backend, wanted, compiled, profile, parity, whole, typed, batch)
         if keep_onnx or strip:
@@ -174,11 +175,6 @@ def build_engine(
         write_engine(target, compiled.plan, metadata)
     LOGGER.info("%s, %s\n%s", target, backend.title, compiled.audit)
     return target
-
-
-def _default_target(source: str | Path | Model) -> Path:
-    """Return `<source>.engine`; a model from a YAML gets its engine in the working directory."""
-    return Path(source if isinstance(source, (str, Path)) else name_of(source)).with_suffix(".engine")
 
 
 def _size(graph: Any, imgsz: int | Sequence[int] | None) -> tuple[int, int]:

@@ -26,7 +26,9 @@ from meddet_yolo.trt.original import (
     Exported,
     channels_of,
     check_heads,
+    check_target,
     comparison_images,
+    default_target,
     input_size,
     load_model,
     name_of,
@@ -73,7 +75,7 @@ def export_onnx(
 
     Args:
         model: Checkpoint, or a loaded Ultralytics (or `MedDet`) model.
-        out: Where to write; by default beside the checkpoint.
+        out: Where to write; by default beside the checkpoint, with the precision in the name unless it is fp32.
         imgsz: Input size in pixels, one number or (height, width); by default that of the training, else 640.
         batch: Batch size; the largest one where `dynamic`.
         dynamic: Whether batch and size may change.
@@ -95,19 +97,21 @@ def export_onnx(
 
     Raises:
         ParityError: If the ONNX model differs from the original by more than float32's rounding; nothing is written.
-        ValueError: If the arguments exclude one another, or quantization has no images.
+        ValueError: If the arguments exclude one another, quantization has no images, or `out` is a folder.
         ImportError: If onnx or onnxruntime is missing.
 
     Examples:
         >>> export_onnx("best.pt", imgsz=512, precision="fp16")  # doctest: +SKIP
-        PosixPath('best.onnx')
+        PosixPath('best-fp16.onnx')
     """
     precision = _chosen_precision(precision, half)
     check_heads(end2end, nms)
     onnx = require("onnx")
     require("onnxruntime")
     network = load_model(model)
-    target = Path(out) if out is not None else Path(name_of(network)).with_suffix(".onnx")
+    target = check_target(
+        Path(out) if out is not None else default_target(name_of(network), ".onnx", precision, "fp32")
+    )
     size = input_size(network, imgsz)
     pictures = comparison_images(images, size, channels_of(network), precision)
     arguments = {**(options or {}), "nms": nms_argument(end2end, nms), "imgsz": list(size), "batch": batch}

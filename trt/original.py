@@ -25,7 +25,9 @@ __all__ = [
     "as_pair",
     "channels_of",
     "check_heads",
+    "check_target",
     "comparison_images",
+    "default_target",
     "input_size",
     "load_model",
     "name_of",
@@ -68,6 +70,36 @@ def name_of(model: Model) -> str:
     """Return the checkpoint's path; a model built from a YAML gets that file's name in the working directory."""
     path = getattr(model.model, "pt_path", None) or getattr(model, "ckpt_path", None)
     return str(path) if path else Path(str(getattr(model, "model_name", None) or "model")).name
+
+
+def default_target(source: str | Path, suffix: str, precision: str, plain: str) -> Path:
+    """Return where an export goes that was given no place: beside its source, each precision under its own name.
+
+    Args:
+        source: The checkpoint or ONNX file.
+        suffix: How the export's name ends.
+        precision: What the export has.
+        plain: The precision whose exports have the source's bare name.
+
+    Examples:
+        >>> [default_target("best.pt", ".onnx", precision, "fp32").name for precision in ("fp32", "fp16")]
+        ['best.onnx', 'best-fp16.onnx']
+        >>> default_target("best.pt", "_openvino_model", "bf16", "fp32").name
+        'best-bf16_openvino_model'
+    """
+    path = Path(source)
+    return path.with_name(f"{path.stem}{'' if precision == plain else f'-{precision}'}{suffix}")
+
+
+def check_target(target: Path) -> Path:
+    """Refuse to write a file where a folder is.
+
+    Raises:
+        ValueError: If there is a folder.
+    """
+    if target.is_dir():
+        raise ValueError(f"out={target} is a folder: expected the file to write, in it or elsewhere")
+    return target
 
 
 def input_size(model: Model, imgsz: int | Sequence[int] | None) -> tuple[int, int]:

@@ -40,6 +40,7 @@ class Tolerance:
 TOLERANCES = {
     "fp32": Tolerance(1e-4, 1e-4),
     "fp16": Tolerance(5e-3, 1e-2, 0.1),
+    "bf16": Tolerance(1e-2, 0.1, 0.1),
     "int8": Tolerance(0.05, 0.3, 0.25),
     "fp8": Tolerance(0.05, 0.3, 0.25),
 }

@@ -1,6 +1,6 @@
-"""Run a detector without PyTorch: an engine on a GPU, or an ONNX model on any machine, from images to boxes.
+"""Run a detector without PyTorch, from images to boxes: an engine on a GPU, an ONNX or OpenVINO model anywhere.
 
-Needs numpy and opencv, and TensorRT with pycuda or cuda-python for an engine, or onnxruntime for an ONNX model:
+Needs numpy and opencv, and TensorRT with pycuda or cuda-python for an engine, or onnxruntime or openvino:
 `pip install --no-deps meddet-yolo` in a container that has these. Neither torch nor ultralytics is imported.
 
     python -m meddet_yolo.trt.runner student.engine image.png      # prints a line of JSON an image
@@ -9,40 +9,27 @@ Needs numpy and opencv, and TensorRT with pycuda or cuda-python for an engine, o
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from meddet_yolo.trt.decode import Detections, decode
+from meddet_yolo.trt.formats import FORMATS, format_of
+from meddet_yolo.trt.onnx_session import OnnxSession
 from meddet_yolo.trt.preprocess import preprocess, smallest_shape
+from meddet_yolo.trt.session import Session
 
 __all__ = ["EngineRunner", "OnnxRunner", "OnnxSession", "Runner", "Session", "open_runner"]
 
-
-class Session(Protocol):
-    """A network that runs: what a runner needs of an engine or of ONNX Runtime."""
-
-    metadata: dict[str, Any]
-    input_shape: tuple[int, ...]
-    limits: tuple[tuple[int, ...], ...]
-
-    def buffer(self, shape: Sequence[int]) -> NDArray[Any]:
-        """Return the input of a shape to write a batch into."""
-
-    def run(self, shape: Sequence[int]) -> list[NDArray[Any]]:
-        """Run the batch in the buffer; the outputs stay valid until the next call."""
-
-    def close(self) -> None:
-        """Give everything back."""
+_OPTIONS = frozenset({"conf", "iou", "classes", "agnostic", "max_det"})  # of a runner, whatever its session
 
 
 class Runner:
@@ -246,84 +233,35 @@ class OnnxRunner(Runner):
         super().__init__(OnnxSession(path, threads=threads, providers=providers), **options)
 
 
-class OnnxSession:
-    """An ONNX model in ONNX Runtime; the interface of `EngineSession`."""
-
-    def __init__(
-        self, path: str | Path, *, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)
-    ) -> None:
-        try:
-            import onnxruntime
-        except ModuleNotFoundError as error:
-            raise ImportError("ONNX models need onnxruntime: pip install onnxruntime") from error
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"model {path}: no such file")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
-        except Exception as error:  # a dozen kinds of its own, without a common parent
-            raise ValueError(f"{path} is no model that ONNX Runtime can load: {error}") from error
-        inputs = self._session.get_inputs()
-        if len(inputs) != 1 or len(inputs[0].shape) != 4:
-            raise ValueError(f"{path} must have one input of images (B, C, H, W), got {[i.shape for i in inputs]}")
-        self._input = inputs[0].name
-        self.dtype = np.dtype(np.float16 if "float16" in inputs[0].type else np.float32)
-        raw = self._session.get_modelmeta().custom_metadata_map
-        self.metadata: dict[str, Any] = {key: _literal(value) for key, value in raw.items()}
-        self.input_shape = tuple(n if isinstance(n, int) else -1 for n in inputs[0].shape)
-        size = self.metadata.get("imgsz") or (640, 640)
-        best = (1, int(self.metadata.get("channels") or 3), *((size, size) if isinstance(size, int) else size))
-        fixed = [(n, n, n) if n > 0 else None for n in self.input_shape]
-        ranges = [f or (low, b, high) for f, b, low, high in zip(fixed, best, _LOWEST, _HIGHEST, strict=True)]
-        self.limits: tuple[tuple[int, ...], ...] = tuple(zip(*ranges, strict=True))
-        self._buffer = np.zeros((0,), self.dtype)
-        self._closed = False
-
-    def buffer(self, shape: Sequence[int]) -> NDArray[Any]:
-        """Return the input of a shape (B, C, H, W) to write a batch into."""
-        shape = tuple(shape)
-        low, _, high = self.limits
-        if len(shape) != 4 or any(not a <= b <= c for a, b, c in zip(low, shape, high, strict=True)):
-            raise ValueError(f"{self.path.name} takes input shapes {self.input_shape}, got {shape}")
-        if self._buffer.shape != shape:
-            self._buffer = np.zeros(shape, self.dtype)
-        return self._buffer
-
-    def run(self, shape: Sequence[int]) -> list[NDArray[Any]]:
-        """Run the batch that lies in `buffer(shape)`."""
-        if self._closed:
-            raise RuntimeError(f"{self.path.name} is closed")
-        outputs: list[NDArray[Any]] = self._session.run(None, {self._input: self.buffer(shape)})
-        return outputs
-
-    def close(self) -> None:
-        """Give the memory back."""
-        self._closed = True
-        self._session = None
-
-
-_LOWEST, _HIGHEST = (1, 1, 32, 32), (64, 64, 8192, 8192)  # of an input whose size an ONNX model leaves open
-
-
 def open_runner(path: str | Path, **options: Any) -> Runner:
-    """Return the runner for a file: `*.engine` or `*.onnx`.
+    """Return the runner for an exported file or folder, by the table of formats.
+
+    Args:
+        path: An `*.engine` or `*.onnx` file, or an `*_openvino_model` folder.
+        **options: As in `Runner`, and those of the format's session: `threads`; on a GPU `device`, `cuda`,
+            `cuda_graph`, `trust` and `expected_sha256`.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is none of these.
+        TypeError: If an option is unknown.
 
     Examples:
         >>> open_runner("best.pt")
         Traceback (most recent call last):
         ...
-        ValueError: best.pt is neither an .engine nor an .onnx file: make one with `meddet export`
+        ValueError: best.pt is neither an .onnx file nor an _openvino_model folder nor an .engine file: export one
     """
-    kinds = {".engine": EngineRunner, ".onnx": OnnxRunner}
-    kind = kinds.get(Path(path).suffix.lower())
-    if kind is None:
-        raise ValueError(f"{path} is neither an .engine nor an .onnx file: make one with `meddet export`")
-    return kind(path, **options)
+    form = format_of(path)
+    if form is None:
+        kinds = " nor ".join(dict.fromkeys(form.kind for form in FORMATS.values()))
+        raise ValueError(f"{path} is neither {kinds}: export one")
+    own = {key: options.pop(key) for key in _OPTIONS & options.keys()}
+    session = form.open(path, **options)
+    try:
+        return Runner(session, **own)
+    except BaseException:
+        session.close()
+        raise
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
@@ -342,14 +280,6 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     return np.asarray(image, np.uint8)
 
 
-def _literal(text: str) -> Any:
-    """Return the value that a piece of ONNX metadata spells, or the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
 def _argument(metadata: dict[str, Any], name: str) -> Any:
     """Return one of the export's arguments, which the metadata holds."""
     arguments = metadata.get("args")
@@ -359,7 +289,7 @@ def _argument(metadata: dict[str, Any], name: str) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the boxes of images as JSON; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m meddet_yolo.trt.runner", description="Boxes of images as JSON.")
-    parser.add_argument("model", help="an .engine or .onnx file")
+    parser.add_argument("model", help="an .engine or .onnx file, or an _openvino_model folder")
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--conf", type=float, default=0.25, help="smallest confidence, 0..1")
     parser.add_argument("--iou", type=float, default=0.7, help="most overlap of two boxes of a class, 0..1")

@@ -8,9 +8,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from meddet_yolo.benchmark.sessions import OpenVinoSession, TorchSession
+from meddet_yolo.benchmark.sessions import TorchSession
 from meddet_yolo.evaluate.info import build_model, measure_size
-from meddet_yolo.export.exporter import calibration_images, on_gpu
+from meddet_yolo.export.calibration import images_for
+from meddet_yolo.export.exporter import on_gpu
+from meddet_yolo.export.formats import FORMATS, Format, format_of
 from meddet_yolo.trt.backends import gpu_info
-from meddet_yolo.trt.engine_file import read_sidecar, sha256
+from meddet_yolo.trt.engine_file import sha256
 from meddet_yolo.trt.original import channels_of
-from meddet_yolo.trt.runner import EngineRunner, OnnxRunner, Runner
+from meddet_yolo.trt.request import ExportRequest
+from meddet_yolo.trt.runner import Runner
 
 __all__ = ["BACKENDS", "Candidate", "Skipped", "Source", "Workshop"]
 
-BACKENDS: dict[str, tuple[str, ...]] = {  # and the precisions that each has
+_FORMATS: dict[str, Format] = {form.backend: form for form in FORMATS.values()}
+BACKENDS: dict[str, tuple[str, ...]] = {  # and the precisions that each is measured in
     "pytorch": ("fp32", "fp16"),
-    "onnxruntime": ("fp32", "int8"),
-    "openvino": ("fp32", "int8"),
-    "tensorrt": ("fp32", "fp16", "int8", "fp8"),
-    "rtx": ("fp32", "fp16", "int8", "fp8"),
+    **{backend: form.measured for backend, form in _FORMATS.items()},
 }
-_MODULES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
-_PIP = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
 
 
 class Skipped(Exception):
@@ -64,16 +62,19 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """Return "model" (checkpoint or YAML), "onnx", "openvino" or "engine"."""
-        if Path(self.path).is_dir():
-            return "openvino"
-        return {".onnx": "onnx", ".engine": "engine"}.get(Path(self.path).suffix.lower(), "model")
+        """Return "model" (checkpoint or YAML) or how an exported one is spelled: "onnx", "openvino" or "engine"."""
+        form = format_of(self.path)
+        return form.spellings[0] if form else "model"
 
     def own_precision(self) -> str | None:
         """Return the precision that an exported file says it has; None for a model, or where it says nothing."""
-        if self.kind not in ("onnx", "engine"):
+        form = format_of(self.path)
+        if form is None:
             return None
-        return read_sidecar(self.path).get("meddet_precision")
+        try:
+            return form.precision_of(self.path)
+        except (OSError, ValueError):  # opening it will say what is wrong with it
+            return None
 
     def model(self) -> Any:
         """Return a fresh copy of the loaded model; it is loaded once."""
@@ -166,12 +167,7 @@ class Workshop:
 
     def unavailable(self, backend: str) -> str:
         """Return why a back end cannot be used here at all; empty where it can."""
-        if backend == "tensorrt" and not self.gpu:
-            return "no CUDA GPU: TensorRT builds and runs engines on the GPU only"
-        module = _MODULES.get(backend)
-        if module and find_spec(module) is None:
-            return f"{_PIP[backend]} is not installed: pip install {_PIP[backend]}"
-        return ""
+        return _FORMATS[backend].unavailable(self.gpu) if backend in _FORMATS else ""
 
     def make(self, source: Source, backend: str, precision: str, imgsz: int, batch: int) -> Candidate:
         """Make a candidate.
@@ -179,9 +175,11 @@ class Workshop:
         Raises:
             Skipped: If there is no such combination.
         """
-        if precision not in BACKENDS[backend]:
+        if precision not in BACKENDS[backend] and precision != source.own_precision():
             why = "no faster than fp32 on a CPU" if backend != "pytorch" else "PyTorch quantizes by other tools"
-            raise Skipped(f"{backend} is measured in {' and '.join(BACKENDS[backend])} ({precision}: {why})")
+            why = "measured in OpenVINO" if precision == "bf16" else why
+            *most, last = BACKENDS[backend]
+            raise Skipped(f"{backend} is measured in {', '.join(most)} and {last} ({precision}: {why})")
         if backend == "pytorch" and precision == "fp16" and not self.gpu:
             raise Skipped("PyTorch in half precision needs a GPU")
         candidate = Candidate(source, backend, precision, imgsz, batch)
@@ -227,22 +225,20 @@ class Workshop:
         if source.kind != "model":
             self._take(candidate)
             return False
-        suffix = ".engine" if backend in ("tensorrt", "rtx") else ".onnx"
-        if backend == "openvino" and candidate.precision == "fp32":
-            suffix = "_openvino_model"  # its own export runs faster there than an ONNX file; INT8 is made in ONNX
+        form = _maker(_FORMATS[backend], candidate.precision)
         name = f"{_safe(source.name)}-{candidate.imgsz}-b{candidate.batch}-{candidate.precision}"
         if self._end2end(source):
             name += "-end2end"
-        if suffix == ".engine":
+        if form.on_gpu:
             name += f"-{backend}"
-        file = self.folder / f"{name}{suffix}"
+        file = self.folder / f"{name}{form.suffix}"
         key = self._key(candidate)
         candidate.file = file
         mark = file.with_name(f"{file.name}.key")
         if file.exists() and mark.is_file() and mark.read_text() == key:
             return False
         mark.unlink(missing_ok=True)
-        self._export(candidate, file)
+        self._export(candidate, form, file)
         mark.write_text(key)
         return True
 
@@ -256,72 +252,67 @@ class Workshop:
         calibration = ""
         if candidate.precision in ("int8", "fp8"):
             digest = hashlib.sha256()
-            for image in self._images(candidate):
+            for image in self._images(candidate) or ():
                 digest.update(image.tobytes())
             calibration = digest.hexdigest()
-        modules = ("torch", "ultralytics", "meddet_yolo", _MODULES[candidate.backend])
+        form = _FORMATS[candidate.backend]
+        modules = ("torch", "ultralytics", "meddet_yolo", form.module)
         versions = {module: getattr(import_module(module), "__version__", "") for module in modules}
         gpu = None
-        if candidate.backend in ("tensorrt", "rtx") and self.gpu:  # engines are made for the GPU at hand
+        if form.on_gpu and self.gpu:  # engines are made for the GPU at hand
             with on_gpu(self.device):
                 gpu = gpu_info()
         return json.dumps([identity, calibration, str(self.compute_capability), versions, gpu, self._end2end(source)])
 
-    def _images(self, candidate: Candidate) -> list[NDArray[np.float32]]:
-        """Return calibration images: those that an export with the same data set takes.
+    def _request(self, candidate: Candidate) -> ExportRequest:
+        """Return what the export shall be."""
+        capability = self.compute_capability
+        if candidate.backend == "rtx" and capability is None and self.gpu:
+            capability = "{}.{}".format(*torch.cuda.get_device_capability(self.device))
+        return ExportRequest(
+            precision=candidate.precision,
+            imgsz=candidate.imgsz,
+            batch=candidate.batch,
+            end2end=self._end2end(candidate.source),
+            compute_capability=capability if candidate.backend == "rtx" else None,
+        )
+
+    def _images(self, candidate: Candidate) -> list[NDArray[np.float32]] | None:
+        """Return the images that an export with the same data set is compared and calibrated with.
 
         Raises:
             Skipped: If there is no data set to take them from.
         """
-        if self.data is None:
+        request = self._request(candidate)
+        if self.data is None and request.quantized:
             raise Skipped(f"{candidate.precision} is calibrated on images: give data=")
-        wanted = (candidate.imgsz, channels_of(candidate.source.model()))
+        model = candidate.source.model()
+        if not request.quantized:
+            return images_for(model, request, self.data)
+        wanted = (candidate.imgsz, channels_of(model))
         if (
             self._calibration is None or self._calibration[0] != wanted
         ):  # the last ones are kept, not all: they are large
-            size = (candidate.imgsz, candidate.imgsz)
-            self._calibration = (wanted, calibration_images(self.data, size, channels=wanted[1]))
+            self._calibration = (wanted, images_for(model, request, self.data) or [])
         return self._calibration[1]
 
-    def _export(self, candidate: Candidate, file: Path) -> None:
-        """Export a model for a back end."""
-        model = candidate.source.model()
-        options: dict[str, Any] = {"imgsz": candidate.imgsz, "batch": candidate.batch}
-        options |= {"end2end": self._end2end(candidate.source), "precision": candidate.precision}
-        if candidate.precision in ("int8", "fp8"):
-            options["images"] = self._images(candidate)
-        if file.name.endswith("_openvino_model"):
-            from meddet_yolo.trt.openvino_export import export_openvino
-
-            del options["precision"]
-            export_openvino(model, file, **options)
-            return
-        if candidate.backend in ("onnxruntime", "openvino"):
-            from meddet_yolo.trt.onnx_export import export_onnx
-
-            export_onnx(model, file, **options)
-            return
-        from meddet_yolo.trt.builder import build_engine
-
-        if candidate.backend == "rtx":
-            capability = self.compute_capability
-            if capability is None and self.gpu:
-                capability = "{}.{}".format(*torch.cuda.get_device_capability(self.device))
-            options["compute_capability"] = capability
-        with on_gpu(self.device if self.gpu else None):
-            build_engine(model, file, runtime=candidate.backend, **options)
+    def _export(self, candidate: Candidate, form: Format, file: Path) -> None:
+        """Export a model as `meddet export` does."""
+        request = replace(self._request(candidate), images=self._images(candidate))
+        with on_gpu(self.device if form.on_gpu and self.gpu else None):
+            form.export(candidate.source.model(), file, request)
 
     def _take(self, candidate: Candidate) -> None:
         """Take a file that was exported before, if it fits the combination."""
         source, backend = candidate.source, candidate.backend
         path = Path(source.path)
-        fitting = {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",)}.get(source.kind)
-        if source.kind == "engine":
-            from meddet_yolo.trt.engine_file import read_engine
-
-            fitting = (str(read_engine(path).metadata.get("meddet_runtime") or "tensorrt"),)
-        if backend not in (fitting or ()):
-            raise Skipped(f"{path.name} runs in {' and '.join(fitting or ())} only")
+        form = format_of(path)
+        assert form is not None  # or it would be a model
+        fitting = [f.backend for f in FORMATS.values() if form.suffix in (f.suffix, *f.also)]
+        if form.on_gpu:
+            fitting = [str(form.facts(path).get("meddet_runtime") or "tensorrt")]
+        if backend not in fitting:
+            raise Skipped(f"{path.name} runs in {' and '.join(fitting)} only")
         own = source.own_precision()
         if own not in (None, candidate.precision):
             raise Skipped(f"{path.name} is {own}")
@@ -331,17 +322,14 @@ class Workshop:
         """Open the exported file."""
         file = candidate.file
         assert file is not None
-        if candidate.backend in ("tensorrt", "rtx"):
-            candidate.facts["audit"] = read_sidecar(file).get("meddet_audit")
-            if not self.gpu:
-                candidate.reason = "built; no CUDA GPU to run it on"
-                return
-            candidate.runner = EngineRunner(file, device=self.device, trust=self.trust)
-        elif candidate.backend == "onnxruntime":
-            candidate.runner = OnnxRunner(file, threads=self.threads)
-        else:
-            metadata = OnnxRunner(file).session.metadata if file.suffix == ".onnx" else _openvino_metadata(file)
-            candidate.runner = Runner(OpenVinoSession(file, metadata, self.threads))
+        form = _FORMATS[candidate.backend]
+        if form.on_gpu:
+            candidate.facts["audit"] = form.facts(file).get("meddet_audit")
+        if form.on_gpu and not self.gpu:
+            candidate.reason = "built; no CUDA GPU to run it on"
+            return
+        options = {"device": self.device, "trust": self.trust} if form.on_gpu else {"threads": self.threads}
+        candidate.runner = Runner(form.open(file, **options))
         shape = candidate.runner.session.limits
         wanted = (candidate.batch, candidate.imgsz, candidate.imgsz)
         if any(not a <= b <= c for a, b, c in zip(_bhw(shape[0]), wanted, _bhw(shape[2]), strict=True)):
@@ -349,6 +337,12 @@ class Workshop:
             candidate.runner = None
             raise Skipped(f"{file.name} takes {shape[2]}, not {candidate.imgsz} px in batches of {candidate.batch}")
         candidate.runner.imgsz = (candidate.imgsz, candidate.imgsz)
+
+
+def _maker(form: Format, precision: str) -> Format:
+    """Return the format whose files a back end runs in a precision: its own, or one that it reads too."""
+    others = (other for other in FORMATS.values() if other.suffix in form.also)
+    return next(each for each in (form, *others) if precision in each.precisions)
 
 
 def _load(path: str) -> Any:
@@ -374,14 +368,6 @@ def _untrained(path: str, nc: int | None) -> Any:
 
 def _bhw(shape: Sequence[int]) -> tuple[int, int, int]:
     return shape[0], shape[2], shape[3]
-
-
-def _openvino_metadata(folder: Path) -> dict[str, Any]:
-    """Return what Ultralytics wrote beside an OpenVINO model."""
-    from ultralytics.utils import YAML
-
-    file = folder / "metadata.yaml"
-    return dict(YAML.load(file)) if file.is_file() else {}
 
 
 def _safe(name: str) -> str:

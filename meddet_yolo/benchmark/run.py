@@ -23,7 +23,8 @@ from meddet_yolo.console import as_list
 from meddet_yolo.data.shipped import find_data
 from meddet_yolo.evaluate.noise import short_names
 from meddet_yolo.evaluate.report import read_image, split_images
-from meddet_yolo.export.exporter import gpu_number, on_gpu
+from meddet_yolo.export.exporter import on_gpu
+from meddet_yolo.export.request import gpu_number
 from meddet_yolo.trt.backends import current_gpu
 from meddet_yolo.trt.gpu_monitor import GpuMonitor
 from meddet_yolo.trt.latency import ITERATIONS, ROUNDS, SECONDS, Measurement, interleave, ratio

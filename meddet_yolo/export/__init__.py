@@ -1,1 +1,1 @@
-"""Export of detectors behind a parity gate."""
+"""`meddet export`: one request, one table of formats, images to compare and calibrate with."""

@@ -11,7 +11,8 @@ work to the original and leaves models without our layers alone:
 - `DetectionModel.init_criterion`: a head that brings its own training loss is asked for it.
 - `torch_safe_load`: our layers are known, and so allowed, before a checkpoint is read in safe mode.
 
-And the class that runs `.engine` files makes room for one that also knows TensorRT-RTX (`rtx_backend.py`).
+And the class that runs `.engine` files makes room for one that also knows TensorRT-RTX (`rtx_backend.py`), the one that
+runs OpenVINO models for one that computes ours as their export was checked (`engines.py`).
 
 `tests/registry/test_canary*.py` fail with a clear message when a new Ultralytics changes what this package leans on.
 
@@ -31,7 +32,7 @@ from types import ModuleType
 from typing import Any
 
 from meddet_yolo.registry.checkpoints import load_detector, wrap_torch_safe_load
-from meddet_yolo.registry.engines import engine_backend
+from meddet_yolo.registry.engines import engine_backend, openvino_backend
 from meddet_yolo.registry.files import resolve_model_yaml, wrap_yaml_model_load
 from meddet_yolo.registry.layers import wrap_parse_model
 from meddet_yolo.registry.weights import TransferReport, transfer_report, wrap_load
@@ -107,10 +108,11 @@ def _patch(tasks: ModuleType) -> None:
 
 
 def _patch_autobackend(autobackend: ModuleType) -> None:
-    """Let Ultralytics run engines of TensorRT-RTX."""
+    """Let Ultralytics run what we export as it was checked."""
     backends = autobackend.AutoBackend._BACKEND_MAP
-    if not getattr(backends["engine"], "_meddet", False):
-        backends["engine"] = engine_backend(backends["engine"])
+    for name, wrap in (("engine", engine_backend), ("openvino", openvino_backend)):
+        if not getattr(backends[name], "_meddet", False):
+            backends[name] = wrap(backends[name])
 
 
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {_TASKS: _patch, _AUTOBACKEND: _patch_autobackend}

@@ -18,8 +18,9 @@ from meddet_yolo.benchmark import benchmark
 from meddet_yolo.benchmark.candidates import Source, Workshop
 from meddet_yolo.benchmark.plots import pareto_front, plot_bubbles, plot_tradeoff
 from meddet_yolo.benchmark.report import Result
-from meddet_yolo.benchmark.sessions import OpenVinoSession, TorchSession
-from meddet_yolo.export.exporter import CALIBRATION_IMAGES, calibration_images
+from meddet_yolo.benchmark.sessions import TorchSession
+from meddet_yolo.export.calibration import CALIBRATION_IMAGES, calibration_images
+from meddet_yolo.trt.openvino_session import OpenVinoSession
 from meddet_yolo.trt.runner import OnnxRunner, Runner
 
 QUICK = {"imgsz": 64, "iterations": 20, "seconds": 0.2, "threads": 1, "device": "cpu"}
@@ -125,7 +126,6 @@ def test_what_is_calibrated_is_what_an_export_takes(checkpoint, drawn, tmp_path,
         raise InterruptedError
 
     monkeypatch.setattr("meddet_yolo.trt.onnx_export.export_onnx", export)
-    monkeypatch.setattr("meddet_yolo.export.exporter.export_onnx", export)
     with pytest.raises(InterruptedError):
         Workshop(tmp_path, data=str(drawn)).make(Source("tiny", str(checkpoint)), "onnxruntime", "int8", 64, 1)
     with pytest.raises(InterruptedError):
@@ -213,7 +213,7 @@ def test_int8_needs_images(checkpoint, tmp_path):
         (["model=none.pt"], "model=none.pt: no such file"),
         (["model=[]"], "model= is missing"),
         (["model=meddet-n.yaml", "backends=[tensorflow]"], "backends=tensorflow is unknown: use pytorch, onnxruntime"),
-        (["model=meddet-n.yaml", "precision=int4"], "precision=int4 is unknown: use fp16, fp32, fp8, int8"),
+        (["model=meddet-n.yaml", "precision=int4"], "precision=int4 is unknown: use bf16, fp16, fp32, fp8, int8"),
         (["model=meddet-n.yaml", "imgsz=100"], "imgsz=100: expected multiples of 32"),
         (["model=meddet-n.yaml", "batch=0"], "batch=0: expected positive whole numbers"),
         (["model=meddet-n.yaml", "iterations=0", "imgsz=32", "backends=pytorch"], "must be positive"),
@@ -252,7 +252,7 @@ def test_all_sessions_say_the_same(report):
     assert len(expected) == 84
     others = [
         Runner(TorchSession(source.model().model, (64, 64)), **options),
-        Runner(OpenVinoSession(file, onnx.session.metadata, 1), **options),
+        Runner(OpenVinoSession(file, metadata=onnx.session.metadata, threads=1), **options),
     ]
     for runner in others:
         (found,) = runner(image)
@@ -265,7 +265,7 @@ def test_all_sessions_say_the_same(report):
 def test_openvino_is_named_when_missing(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match="pip install openvino"):
-        OpenVinoSession(tmp_path, {})
+        OpenVinoSession(tmp_path)
 
 
 def test_untrained_models_are_the_same_every_time():

@@ -9,8 +9,10 @@ from ultralytics import YOLO
 from ultralytics.utils import YAML
 
 from meddet_yolo import MedDet, cli
-from meddet_yolo.export import exporter
-from meddet_yolo.export.exporter import EXPORT_KEYS, calibration_images, gpu_number, on_gpu
+from meddet_yolo.export.calibration import calibration_images
+from meddet_yolo.export.exporter import on_gpu
+from meddet_yolo.export.formats import is_ours
+from meddet_yolo.export.request import EXPORT_KEYS, gpu_number
 from meddet_yolo.model import OWN_KEYS
 from meddet_yolo.trt import builder, onnx_export
 from meddet_yolo.trt.engine_file import read_engine, read_sidecar
@@ -147,7 +149,7 @@ def test_calibration_images_are_what_the_predictor_feeds(tiny_data):
 
 
 def test_shipped_data_sets_are_known_by_name(checkpoint, asked, tiny_data, monkeypatch):
-    monkeypatch.setattr("meddet_yolo.export.exporter.find_data", {"shipped.yaml": str(tiny_data)}.get)
+    monkeypatch.setattr("meddet_yolo.export.calibration.find_data", {"shipped.yaml": str(tiny_data)}.get)
     MedDet(str(checkpoint)).export(format="engine", imgsz=64, precision="int8", data="shipped.yaml")
     assert len(asked["images"]) == len(list((tiny_data.parent / "images" / "train").glob("*.png")))
 
@@ -222,13 +224,40 @@ def test_the_command_builds_an_engine(checkpoint, tiny_data, capsys):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     command = f"export model={checkpoint} format=engine runtime=rtx precision=fp32 imgsz=64 compute_capability=8.6,8.9"
     assert cli.main(command.split()) == 0
-    engine = read_engine(checkpoint.with_suffix(".engine")).metadata
+    path = checkpoint.with_name("best-fp32.engine")
+    engine = read_engine(path).metadata
     assert engine["names"] == YAML.load(tiny_data)["names"]
     assert engine["meddet_compute_capability"] == ["8.6", "8.9"]
     assert set(engine["meddet_audit"]["matrix"]) == {"fp32"}
-    sidecar = json.loads(Path(f"{checkpoint.with_suffix('.engine')}.json").read_text())
+    sidecar = json.loads(Path(f"{path}.json").read_text())
     assert sidecar["meddet_precision"] == "fp32" and len(sidecar["sha256"]) == 64
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_every_precision_has_a_file_of_its_own(checkpoint):
+    """`half=True` after an export in single precision leaves that one where it is."""
+    whole = Path(MedDet(str(checkpoint)).export(format="onnx", imgsz=64))
+    before = whole.read_bytes()
+    half = Path(MedDet(str(checkpoint)).export(format="onnx", imgsz=64, half=True))
+    assert (whole.name, half.name) == ("best.onnx", "best-fp16.onnx")
+    assert whole.read_bytes() == before and len(half.read_bytes()) < 0.6 * len(before)
+    assert read_sidecar(whole)["meddet_precision"] == "fp32" and read_sidecar(half)["meddet_precision"] == "fp16"
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino", "engine"])
+def test_a_folder_is_no_place_for_an_export(checkpoint, tmp_path, form):
+    """Nothing that stands there is touched, before any work is done."""
+    if form == "openvino":
+        pytest.importorskip("openvino")
+    if form == "engine":
+        pytest.importorskip("tensorrt_rtx")
+    kept = tmp_path / "mine" / "letter.doc"
+    kept.parent.mkdir()
+    kept.write_text("dear")
+    runtime = {"runtime": "rtx"} if form == "engine" else {}
+    with pytest.raises(ValueError, match=r"out=.*mine is a folder"):
+        MedDet(str(checkpoint)).export(format=form, imgsz=64, out=str(kept.parent), **runtime)
+    assert kept.read_text() == "dear" and list(kept.parent.iterdir()) == [kept]
 
 
 @pytest.mark.parametrize(
@@ -251,4 +280,4 @@ def test_wrong_use_is_one_clear_line(checkpoint, capsys, command, code, message)
 
 def test_other_formats_stay_ultralytics(checkpoint):
     path = MedDet(str(checkpoint)).export(format="torchscript", imgsz=64)
-    assert Path(path).suffix == ".torchscript" and exporter.FORMATS.get("torchscript") is None
+    assert Path(path).suffix == ".torchscript" and not is_ours("torchscript")

@@ -27,6 +27,16 @@ def test_backends_are_chosen_from_a_map() -> None:
     )
 
 
+def test_the_openvino_backend_compiles_by_a_function_that_it_keeps() -> None:
+    stock = next(c for c in AutoBackend._BACKEND_MAP["openvino"].__mro__ if c.__module__.startswith("ultralytics"))
+    holds(
+        "self.compile_model = partial(core.compile_model, device_name=device_name, config=config)"
+        in inspect.getsource(stock.load_model),
+        "OpenVINOBackend compiles otherwise",
+        "registry/engines.py (openvino_backend)",
+    )
+
+
 def test_backends_have_their_interface() -> None:
     got = parameters(BaseBackend.__init__)
     holds(got == ["self", "weight", "device", "fp16"], f"BaseBackend takes {got}", "backend.py (RTXBackend)")

@@ -275,6 +275,31 @@ def test_other_engines_go_to_ultralytics(tmp_path, monkeypatch):
     assert AutoBackend._BACKEND_MAP["engine"] is before
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_openvino_models_are_computed_as_they_were_checked(student, tmp_path, ours):
+    """In single precision where the export says so, also on a CPU that has bfloat16; as OpenVINO likes where not."""
+    openvino = pytest.importorskip("openvino")
+    from meddet_yolo.trt.openvino_export import export_openvino
+    from meddet_yolo.trt.runner import open_runner
+
+    path = export_openvino(student, tmp_path / "s_openvino_model", imgsz=64)
+    if not ours:
+        next(path.glob("*.json")).unlink()
+    model = YOLO(str(path), task="detect")
+    model.predict(np.zeros((64, 64, 3), np.uint8), imgsz=64, verbose=False, device="cpu")
+    compiled = model.predictor.model.backend.ov_compiled_model
+    default = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT").to_string()
+    found = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    assert found == ("f32" if ours else default) == open_runner(path).session.precision
+
+
+def test_an_empty_engine_is_named(tmp_path):
+    path = tmp_path / "s.engine"
+    path.touch()
+    with pytest.raises(ValueError, match=r"s\.engine is empty: .* export it again"):
+        YOLO(str(path), task="detect").predict(np.zeros((64, 64, 3), np.uint8), verbose=False)
+
+
 @pytest.mark.gpu
 def test_a_real_engine_on_a_real_gpu(student, tmp_path):
     pytest.importorskip("tensorrt_rtx")

@@ -5,7 +5,7 @@ import pytest
 from ultralytics import YOLO
 
 from meddet_yolo import MedDet
-from meddet_yolo.export.exporter import calibration_images
+from meddet_yolo.export.calibration import calibration_images
 from meddet_yolo.trt.graph import conv_precisions, load_onnx
 from meddet_yolo.trt.half import to_half
 from meddet_yolo.trt.onnx_export import export_onnx
