@@ -184,7 +184,8 @@ def ultralytics_export(model: Model, folder: Path, form: str, arguments: dict[st
     from ultralytics.engine.exporter import Exporter
 
     network = copy(model.model)  # the exporter copies the weights itself; only the path is ours
-    network.pt_path = str(folder / Path(name_of(model)).name)
+    # Ultralytics would write the export of a YAML into the working directory.
+    network.pt_path = str(folder / Path(name_of(model)).with_suffix(".pt").name)
     if arguments["nms"] is False and getattr(network.model[-1], "one2one_cv2", None) is None:
         raise ValueError(
             f"end2end=True: {type(network.model[-1]).__name__} of {name_of(model)} has no end-to-end head "

@@ -27,7 +27,6 @@ def engine_backend(stock: Any) -> type:
             from ultralytics.nn.backends.base import BaseBackend
 
             from meddet_yolo.registry.rtx_backend import RTXBackend
-
             from meddet_yolo.trt.engine_file import read_engine
 
             if Path(weight).is_file() and not Path(weight).stat().st_size:

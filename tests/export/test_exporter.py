@@ -234,16 +234,6 @@ def test_the_command_builds_an_engine(checkpoint, tiny_data, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_every_precision_has_a_file_of_its_own(checkpoint):
-    """`half=True` after an export in single precision leaves that one where it is."""
-    whole = Path(MedDet(str(checkpoint)).export(format="onnx", imgsz=64))
-    before = whole.read_bytes()
-    half = Path(MedDet(str(checkpoint)).export(format="onnx", imgsz=64, half=True))
-    assert (whole.name, half.name) == ("best.onnx", "best-fp16.onnx")
-    assert whole.read_bytes() == before and len(half.read_bytes()) < 0.6 * len(before)
-    assert read_sidecar(whole)["meddet_precision"] == "fp32" and read_sidecar(half)["meddet_precision"] == "fp16"
-
-
 @pytest.mark.parametrize("form", ["onnx", "openvino", "engine"])
 def test_a_folder_is_no_place_for_an_export(checkpoint, tmp_path, form):
     """Nothing that stands there is touched, before any work is done."""
