@@ -1,10 +1,11 @@
 """What does nmODE² in the head cost a whole detector at inference?
 
 Times a MedDet model against the stock model of the same layout, both untrained and fused, on one image: in PyTorch, in
-ONNX Runtime and in OpenVINO, in one process on the CPU. Both are exported by Ultralytics, which shows the cost of
-nmODE² alone; the MedDet model also as `meddet export` does it, which is what its users run. The models take turns; the
+ONNX Runtime and in OpenVINO, in one process on the CPU. The MedDet model comes in the forms of its head (`inject`),
+with factors and gates that have left their start at 0. All are exported by Ultralytics, which shows the cost of nmODE²
+alone; the MedDet models also as `meddet export` does it, which is what its users run. The models take turns; the
 runtimes come one after another, and ONNX Runtime's threads sleep between runs, because idle threads that spin would
-disturb the next.
+disturb the next. On a machine that does other work too, the ratios within a round are what can be relied on.
 
     python benchmarks/nmode2_head.py --threads 2
     python benchmarks/nmode2_head.py --threads 2 --nc 2
@@ -16,6 +17,7 @@ import argparse
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,22 +29,33 @@ from ultralytics import YOLO
 from ultralytics.nn import tasks
 from ultralytics.utils import YAML
 
-from meddet_yolo import MedDet  # teaches Ultralytics our head too
+from meddet_yolo import MedDet
+from meddet_yolo.nn.heads import INJECTIONS
+from meddet_yolo.nn.nmode_forms import NmODE2Beside, NmODE2Gate
 from meddet_yolo.trt.onnx_export import export_onnx
 from meddet_yolo.trt.openvino_export import export_openvino
 
 STOCK = {"meddet": "yolo26", "meddet11": "yolo11"}
 
 
-def write_layout(name: str, nc: int) -> str:
-    """Write a model layout with another number of classes to the working folder; its name carries the scale."""
+def build(name: str, nc: int, inject: str | None = None) -> MedDet:
+    """Return a model of a layout with another number of classes, and form of its nmODE² head if it has one."""
     layout = tasks.yaml_model_load(name) | {"nc": nc}
     layout.pop("yaml_file")
-    YAML.save(name, layout)
-    return name
+    if inject:
+        layout["head"][-1][3][1]["inject"] = inject
+    YAML.save(name, layout)  # in the working folder; its name carries the scale
+    torch.manual_seed(0)
+    model = MedDet(name)
+    for module in model.model.modules():
+        if isinstance(module, NmODE2Beside):
+            torch.nn.init.normal_(module.factor, std=0.1)
+        elif isinstance(module, NmODE2Gate):
+            torch.nn.init.normal_(module.out.weight, std=0.1)
+    return model
 
 
-def pytorch_call(yolo: YOLO, image: np.ndarray) -> Callable[[], np.ndarray]:
+def pytorch_call(yolo: MedDet, image: np.ndarray) -> Callable[[], np.ndarray]:
     """Return the fused model's forward pass in eager mode."""
     model = yolo.model.eval().fuse(verbose=False)
     tensor = torch.from_numpy(image)
@@ -82,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="meddet-n.yaml", help="a MedDet layout")
     parser.add_argument("--nc", type=int, default=80, help="number of classes")
+    parser.add_argument("--forms", nargs="+", choices=INJECTIONS, default=["beside", "gate", "act"])
     parser.add_argument("--imgsz", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=101)
@@ -94,19 +108,22 @@ def main() -> None:
     calls: dict[str, dict[str, Callable[[], np.ndarray]]] = {"PyTorch": {}, "ONNX Runtime": {}, "OpenVINO": {}}
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # exports are written beside the layout's name
-        for name, layout in ((stock, write_layout(stock, args.nc)), (args.model, write_layout(args.model, args.nc))):
-            onnx = YOLO(layout).export(format="onnx", imgsz=args.imgsz, verbose=False)
-            folder_of_xml = YOLO(layout).export(format="openvino", imgsz=args.imgsz, verbose=False)
+        for inject in (None, *args.forms):
+            make = partial(build, args.model if inject else stock, args.nc, inject)
+            name = f"{args.model}, {inject}" if inject else stock
+            onnx = YOLO.export(make(), format="onnx", imgsz=args.imgsz, verbose=False)
+            folder_of_xml = YOLO.export(make(), format="openvino", imgsz=args.imgsz, verbose=False)
             torch.set_num_threads(args.threads)  # an export may have changed it
-            calls["PyTorch"][name] = pytorch_call(YOLO(layout), image)
+            calls["PyTorch"][name] = pytorch_call(make(), image)
             calls["ONNX Runtime"][name] = onnx_call(onnx, image, args.threads)
             calls["OpenVINO"][name] = openvino_call(folder_of_xml, image, args.threads)
-        ours = f"{args.model}, meddet export"
-        onnx = export_onnx(MedDet(args.model), "meddet.onnx", imgsz=args.imgsz)
-        folder_of_xml = export_openvino(MedDet(args.model), "meddet_openvino_model", imgsz=args.imgsz)
-        torch.set_num_threads(args.threads)
-        calls["ONNX Runtime"][ours] = onnx_call(str(onnx), image, args.threads)
-        calls["OpenVINO"][ours] = openvino_call(str(folder_of_xml), image, args.threads)
+            if inject:
+                ours = f"{name}, meddet export"
+                onnx = export_onnx(make(), f"{inject}.onnx", imgsz=args.imgsz)
+                folder_of_xml = export_openvino(make(), f"{inject}_openvino_model", imgsz=args.imgsz)
+                torch.set_num_threads(args.threads)
+                calls["ONNX Runtime"][ours] = onnx_call(str(onnx), image, args.threads)
+                calls["OpenVINO"][ours] = openvino_call(str(folder_of_xml), image, args.threads)
         times = {runtime: interleave(pair, args.rounds, args.clock) for runtime, pair in calls.items()}
     rows = [
         {
