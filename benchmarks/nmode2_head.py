@@ -31,7 +31,7 @@ from ultralytics.utils import YAML
 
 from meddet_yolo import MedDet
 from meddet_yolo.nn.heads import INJECTIONS
-from meddet_yolo.nn.nmode_forms import NmODE2Beside, NmODE2Gate
+from meddet_yolo.nn.nmode.forms import NmODE2Beside, NmODE2Gate
 from meddet_yolo.trt.onnx_export import export_onnx
 from meddet_yolo.trt.openvino_export import export_openvino
 

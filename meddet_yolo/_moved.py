@@ -40,6 +40,7 @@ MOVED: dict[str, str] = {
     "nn.nmode_cpu": "nn.nmode.cpu",
     "nn.nmode_eval": "nn.nmode.eval",
     "nn.nmode_graph": "nn.nmode.graph",
+    "nn.nmode_forms": "nn.nmode.forms",
     "nn.nmode_start": "nn.nmode.start",
     "nn.nmode_tables": "nn.nmode.tables",
     "nn.nmode_triton": "nn.nmode.triton",

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from ultralytics.nn.modules import Conv, Detect
 
+from meddet_yolo.nn.nmode.forms import NmODE2Beside, NmODE2Gate
 from meddet_yolo.nn.nmode.layers import NmODE2, NmODE2Activation
 from meddet_yolo.nn.nmode.start import start_on_flank
-from meddet_yolo.nn.nmode_forms import NmODE2Beside, NmODE2Gate
 
 BRANCHES = ("cls", "reg")
 INJECTIONS = ("beside", "gate", "act", "conv")

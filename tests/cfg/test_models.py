@@ -18,7 +18,7 @@ from meddet_yolo.cfg import MODELS_DIR
 from meddet_yolo.evaluate.info import measure_size
 from meddet_yolo.nn.heads import NmODE2Detect
 from meddet_yolo.nn.nmode import NmODE2Activation
-from meddet_yolo.nn.nmode_forms import NmODE2Beside
+from meddet_yolo.nn.nmode.forms import NmODE2Beside
 
 STOCK = {f"meddet-{s}": f"yolo26{s}" for s in "pnsmlx"} | {f"meddet11-{s}": f"yolo11{s}" for s in "pns"}
 WIDTH_P = [0.50, 0.125, 1024]  # a scale of ours

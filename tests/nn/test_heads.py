@@ -15,8 +15,8 @@ from ultralytics.nn.tasks import DetectionModel
 
 from meddet_yolo.nn.heads import INJECTIONS, NmODE2Detect
 from meddet_yolo.nn.nmode import NmODE2, NmODE2Activation, nmode2
+from meddet_yolo.nn.nmode.forms import NmODE2Beside, NmODE2Gate
 from meddet_yolo.nn.nmode.start import moments, start_of
-from meddet_yolo.nn.nmode_forms import NmODE2Beside, NmODE2Gate
 
 CHANNELS = (16, 32)
 SETS = {"cv2": "reg", "cv3": "cls", "one2one_cv2": "reg", "one2one_cv3": "cls"}

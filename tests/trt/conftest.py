@@ -21,6 +21,9 @@ def student():
     for branch in (*head.cv3, *head.one2one_cv3):
         torch.nn.init.normal_(branch[-1].weight, std=3.0)
         torch.nn.init.constant_(branch[-1].bias, -2.0)
+    for name, factor in head.named_parameters():
+        if name.endswith(".factor"):
+            torch.nn.init.normal_(factor)  # at its start, 0, it would hide what nmODE² computes
     model.model.eval()
     return model
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ultralytics.nn.modules import Detect
 
 from meddet_yolo.nn.gfl.loss import GFLCriterion
+from meddet_yolo.nn.nmode.forms import NmODE2Beside, NmODE2Gate
 from meddet_yolo.nn.nmode.layers import NmODE2Activation
 from meddet_yolo.nn.nmode.start import start_on_flank
-from meddet_yolo.nn.nmode_forms import NmODE2Beside, NmODE2Gate
 
 __all__ = ["FPN", "GFLDetect"]
 

@@ -15,7 +15,7 @@ from ultralytics.utils.tal import make_anchors
 from meddet_yolo.nn.gfl.head import FPN, ConvGN, GFLDetect
 from meddet_yolo.nn.gfl.loss import GFLCriterion
 from meddet_yolo.nn.nmode import NmODE2Activation, nmode2
-from meddet_yolo.nn.nmode_forms import NmODE2Beside, NmODE2Gate
+from meddet_yolo.nn.nmode.forms import NmODE2Beside, NmODE2Gate
 
 STRIDES = [8.0, 16.0, 32.0, 64.0, 128.0]
 

@@ -63,7 +63,7 @@ class NmODE2Beside(nn.Module):
         if self.shift:
             y = y - self.shift
         factor = self.factor if self.scale == 1.0 else self.factor * self.scale
-        return self._activate(g) + factor.to(g.dtype).view(-1, 1, 1) * y
+        return torch.addcmul(self._activate(g), y, factor.to(g.dtype).view(-1, 1, 1))  # in one pass
 
     def _activate(self, g: Tensor) -> Tensor:
         """Apply the activation and leave g as it is: Ultralytics lets activations work in place."""
