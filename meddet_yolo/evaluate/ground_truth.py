@@ -244,5 +244,5 @@ def _patients(folder: Path, patients: str | Path | None, column: str) -> tuple[d
     if owners:
         return owners, []
     return {}, [
-        f"patients are unknown (no {PATIENTS_FILE} beside the YAML, no patients=): images are resampled instead"
+        f"patients are unknown (no {PATIENTS_FILE} beside the YAML, no table of them): images are resampled instead"
     ]

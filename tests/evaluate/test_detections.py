@@ -195,3 +195,20 @@ def test_real_data_has_its_patients(spider):
     truth = truth_of(spider)
     assert len(truth) == 43 and truth.patients is not None and len(set(truth.patients)) > 5
     assert truth.notes == () and all(len(image) for image in truth.images)
+
+
+def test_slices_of_dicom_files_have_their_spacing(tmp_path):
+    from tests.dicom_files import make_dicom
+
+    data = _data_set(tmp_path, {"plain.png": "0 0.5 0.5 0.5 0.5"})
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 900, (32, 32)).astype(np.uint16)
+    make_dicom(tmp_path / "images/val/knee.dcm", pixels, spacing=(0.5, 0.5))
+    make_dicom(tmp_path / "images/val/old.dcm", pixels[::-1].copy(), spacing=None, orientation=None)
+    for name in ("knee", "old"):
+        (tmp_path / "labels/val" / f"{name}.txt").write_text("1 0.5 0.5 0.25 0.5")
+    images = {image.path.stem.split("_")[0]: image for image in truth_of(data).images}
+    assert len(images) == 3 and images["plain"].spacing is None
+    (known,) = [image for image in images.values() if image.spacing is not None]
+    assert known.spacing == (0.5, 0.5) and known.size == (32, 32)
+    assert known.boxes.tolist() == [[12, 8, 20, 24]] and known.classes.tolist() == [1]
