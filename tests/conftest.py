@@ -7,6 +7,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 _CONFIG_DIR = tempfile.mkdtemp(prefix="meddet-tests-")
@@ -22,6 +23,7 @@ os.environ.update(
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
 from ultralytics import settings  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel  # noqa: E402
 from ultralytics.utils import DEFAULT_CFG_DICT, YAML  # noqa: E402
@@ -30,6 +32,9 @@ from ultralytics.utils.checks import check_yaml  # noqa: E402
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 settings.update({key: False for key, value in settings.items() if isinstance(value, bool)})
 
+ROOT = Path(__file__).resolve().parents[1]
+# What tools keep in a checkout: no test's doing.
+_NO_LITTER = ("__pycache__", "venv", "build", "dist", "*.egg-info", "*.pyc")
 # Stock layouts of two families, narrower than any scale that is shipped, so that a training step takes milliseconds.
 _TINY_LAYOUTS = {"yolov8": [0.33, 0.125, 1024], "yolo11": [0.50, 0.1875, 1024]}
 
@@ -41,6 +46,70 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
+
+
+def tree_files(root: Path) -> set[str]:
+    """Files of a checkout relative to its root, git-ignored ones too; without caches, hidden files, environments."""
+
+    def kept(name: str) -> bool:
+        return not name.startswith(".") and not any(Path(name).match(pattern) for pattern in _NO_LITTER)
+
+    files: set[str] = set()
+    for folder, folders, names in os.walk(root):
+        folders[:] = filter(kept, folders)
+        files |= {Path(folder, name).relative_to(root).as_posix() for name in filter(kept, names)}
+    return files
+
+
+class LitterCheck:
+    """Fails a session in which the checkout got new files: a test writes to its `tmp_path` alone."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.before = tree_files(root)
+        self.new: list[str] = []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        self.new = sorted(tree_files(self.root) - self.before)
+        if self.new and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.new:
+            terminalreporter.section("new files in the checkout", red=True)
+            terminalreporter.line("A test may write to its tmp_path only. If you made these files yourself, run again.")
+            for name in self.new:
+                terminalreporter.line(name)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch the checkout, in the process that also reports the results."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(LitterCheck(ROOT), "litter-check")
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Fill a folder once for all worker processes of a session; the first to ask does it while the others wait.
+
+    The tests share it: none may change what lies in it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def folder(name: str, fill: Callable[[Path], None]) -> Path:
+        target, filled = shared / name, shared / f"{name}.filled"
+        with FileLock(shared / f"{name}.lock"):
+            if not filled.exists():
+                shutil.rmtree(target, ignore_errors=True)  # what a failure left
+                target.mkdir()
+                fill(target)
+                filled.touch()
+        return target
+
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +159,7 @@ def tiny_teachers(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def spider() -> Path:
     """The data.yaml of the real spine MRI data set where it stands beside the repository."""
-    data = Path(__file__).resolve().parents[2] / "shared" / "data" / "spider_disc2" / "data.yaml"
+    data = ROOT.parent / "shared" / "data" / "spider_disc2" / "data.yaml"
     if not data.is_file():
         pytest.skip("the spine MRI data set is not beside the repository")
     return data

@@ -5,8 +5,10 @@ import tarfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
+from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -37,6 +39,10 @@ def wheel(dist: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
+def _pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
 def _sources() -> set[str]:
     """Names in the wheel of every module and YAML of the checkout."""
     names = set()
@@ -49,7 +55,7 @@ def _sources() -> set[str]:
 
 
 def test_every_package_is_listed():
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    listed = _pyproject()["tool"]["setuptools"]["packages"]
     packages = {name.rpartition("/")[0].replace("/", ".") for name in _sources() if name.endswith("/__init__.py")}
     missing, gone = sorted(packages - set(listed)), sorted(set(listed) - packages)
     assert not missing, f"add to packages in pyproject.toml, or no wheel will hold it: {', '.join(missing)}"
@@ -84,17 +90,11 @@ def test_metadata(wheel):
     metadata = Parser().parsestr(wheel.read(name).decode())
     assert metadata["License-Expression"] == "AGPL-3.0-only"
     assert metadata["Requires-Python"] == ">=3.10"
-    assert set(metadata.get_all("Provides-Extra")) == {"export", "trt", "rtx", "medical", "ddp", "dev"}
-    core = {r for r in metadata.get_all("Requires-Dist") if "extra ==" not in r}
-    assert {r.split(">")[0].split("<")[0] for r in core} == {
-        "ultralytics",
-        "torch",
-        "torchvision",
-        "torchdiffeq",
-        "opencv-python",
-        "scipy",
-        "filelock",
-    }
+    project = _pyproject()["project"]
+    assert set(metadata.get_all("Provides-Extra")) == set(project["optional-dependencies"])
+    core = {Requirement(r) for r in metadata.get_all("Requires-Dist") if "extra ==" not in r}
+    assert core == {Requirement(r) for r in project["dependencies"]}
+    assert {"ultralytics", "torch", "torchvision", "torchdiffeq", "opencv-python"} <= {r.name for r in core}
     versions = {c.split(" :: ")[-1] for c in metadata.get_all("Classifier") if "Python :: 3." in c}
     assert versions == {"3.10", "3.11", "3.12", "3.13"}
     entry_points = wheel.read(name.replace("METADATA", "entry_points.txt")).decode()
