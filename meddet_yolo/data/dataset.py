@@ -16,6 +16,7 @@ from ultralytics.utils.patches import imread
 
 from meddet_yolo.data.mri_noise import MRINoise, MRINoiseConfig
 from meddet_yolo.imaging.grey import checked_window
+from meddet_yolo.imaging.limits import MAX_PIXELS, checked_max_pixels
 from meddet_yolo.imaging.search import CACHE_SUFFIX, volume_files
 from meddet_yolo.imaging.slice_cache import cache_slices
 from meddet_yolo.imaging.volumes import Skipped, is_volume
@@ -28,9 +29,10 @@ class MedDetDataset(YOLODataset):
 
     Takes the arguments of `ultralytics.data.dataset.YOLODataset`. DICOM and NIfTI files are decoded once to pictures
     (see `slice_cache`), which then are the data set's images; which slices, and by what window, the keys `slices`
-    ("labelled", the default, "mid", "all" or a number) and `window` ("header", the default, "percentile" or
-    [centre, width]) of the data set's YAML say. In training, images get MRI noise as the options of
-    `MRINoiseConfig` in `hyp` say: each image of a mosaic its own, after it has been brought to the input size.
+    ("labelled", the default, "mid", "all" or a number), `window` ("header", the default, "percentile" or [centre,
+    width]) and `max_pixels` (the most that a picture may have) of the data set's YAML say. In training, images get MRI
+    noise as the options of `MRINoiseConfig` in `hyp` say: each image of a mosaic its own, after it has been brought to
+    the input size.
 
     Attributes:
         degrade: What to do to every image as it is read, before it is resized: a function of an image of shape
@@ -60,6 +62,7 @@ class MedDetDataset(YOLODataset):
             fallback=Path(USER_CONFIG_DIR) / "slices",
             slices=self.data.get("slices", "labelled"),
             window=checked_window(self.data.get("window", "header")),
+            max_pixels=checked_max_pixels(self.data.get("max_pixels", MAX_PIXELS)),
             progress=lambda results, total: TQDM(results, desc=f"{self.prefix}Decoding slices...", total=total),
         )
         for item in found.skipped:

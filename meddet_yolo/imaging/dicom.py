@@ -15,12 +15,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from meddet_yolo.imaging.compressed import InflatingFile, codestream_shape, encapsulated_frame
 from meddet_yolo.imaging.grey import percentile_grey, scaled_grey
+from meddet_yolo.imaging.limits import (
+    MAX_PIXELS,
+    VolumeError,
+    check_bytes,
+    check_distances,
+    check_picture,
+    check_place,
+    check_slices,
+)
 from meddet_yolo.imaging.privacy import IDENTIFYING, identity_words, silent
 
 __all__ = ["DicomFrame", "DicomReference", "VolumeError", "is_dicom", "load", "read_frame", "read_header", "require"]
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
+_JPEG = "1.2.840.10008.1.2.4."  # all its variants
 _NO_IMAGE = {"SEG": "a segmentation", "RTDOSE": "a dose grid", "RTSTRUCT": "contours", "RTPLAN": "a treatment plan"}
 # Decoders by the beginning of the transfer syntax UID; the last that fits counts.
 _DECODERS = {
@@ -30,19 +41,6 @@ _DECODERS = {
     "1.2.840.10008.1.2.4.9": "pylibjpeg pylibjpeg-openjpeg",  # JPEG 2000
     "1.2.840.10008.1.2.4.20": "pylibjpeg pylibjpeg-openjpeg",  # high-throughput JPEG 2000
 }
-
-
-class VolumeError(ValueError):
-    """A file cannot be used as an image; the message is the reason, without the file's name.
-
-    Args:
-        reason: The message.
-        words: Words of the file's header that name the patient, to mask in the file's name.
-    """
-
-    def __init__(self, reason: str, words: frozenset[str] = frozenset()) -> None:
-        super().__init__(reason)
-        self.words = words
 
 
 @dataclass(frozen=True)
@@ -121,27 +119,40 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def load(path: Path, *, pixels: bool) -> Any:
+def load(path: Path, *, pixels: bool, max_pixels: int = MAX_PIXELS) -> Any:
     """Read a file's data set, with or without its pixels, and quietly.
 
     Raises:
-        VolumeError: If the file cannot be opened or is no DICOM; the message is the reason without the file's name.
+        VolumeError: If the file cannot be opened, is no DICOM, or is deflated to hide what would fill the memory (see
+            `limits`); the message is the reason without the file's name.
         ImportError: If pydicom is missing.
     """
+    return _load(path, pixels, max_pixels)[0]
+
+
+def _load(path: Path, pixels: bool, max_pixels: int) -> tuple[Any, int]:
+    """Read a file's data set; return it and where in the file reading ended."""
     pydicom = require("pydicom")
     # pydicom's warnings quote values, and a value may be the patient's name. A filter is set at every call, because
     # others (pytest, users) reset them; setting one that is there already costs nothing.
     warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
+
+    def check(inflated: int) -> None:  # the bytes, the data set made of them and the pixels are in memory together
+        check_bytes(4 * inflated, max_pixels, "is deflated and would take")
+
     try:
-        with silent("pydicom"):
-            dataset = pydicom.dcmread(path, force=True, stop_before_pixels=not pixels)
+        with silent("pydicom"), InflatingFile(path, check) as file:
+            dataset = pydicom.dcmread(file, force=True, stop_before_pixels=not pixels)
+            place = file.tell()
+    except VolumeError:
+        raise
     except (OSError, MemoryError) as error:
         raise VolumeError(_opening_problem(error)) from error
     except Exception as error:  # whatever a damaged file makes the parser do
         raise VolumeError(f"damaged or truncated DICOM header ({type(error).__name__})") from error
     if "SOPClassUID" not in dataset and "Rows" not in dataset and not getattr(dataset, "file_meta", None):
         raise VolumeError("not a DICOM file")
-    return dataset
+    return dataset, place
 
 
 def _opening_problem(error: OSError | MemoryError) -> str:
@@ -150,36 +161,38 @@ def _opening_problem(error: OSError | MemoryError) -> str:
 
 
 @lru_cache(maxsize=2)
-def _many_frames_header(path: Path, _mtime: int) -> Any:
-    """Return the header of a multi-frame file, read once for its frames."""
-    return load(path, pixels=False)
+def _many_frames_header(path: Path, _mtime: int) -> tuple[Any, int]:
+    """Return the header of a multi-frame file, read once for its frames, and where its pixels begin."""
+    return _load(path, False, MAX_PIXELS)
 
 
-def read_header(path: str | Path) -> list[DicomFrame]:
+def read_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> list[DicomFrame]:
     """Read a file's header and return its frames.
 
     Args:
         path: A DICOM file, single-frame or multi-frame (also enhanced MR, with functional groups).
+        max_pixels: The most pixels that a picture may have.
 
     Raises:
-        VolumeError: If the file is damaged, holds no grey image, or describes it impossibly.
+        VolumeError: If the file is damaged, holds no grey image, or describes it impossibly (see `limits`).
         ImportError: If pydicom is missing.
     """
     path = Path(path)
-    dataset = load(path, pixels=False)
+    dataset = load(path, pixels=False, max_pixels=max_pixels)
+    words: frozenset[str] = frozenset()
     with silent("pydicom"):  # values are looked at when they are asked for
-        words = identity_words(dataset)  # before anything is refused: a refused file is named too
         try:
+            words = identity_words(dataset)  # before anything is refused: a refused file is named too
             for keyword in IDENTIFYING:
                 dataset.get(keyword)  # a name that cannot be read could not be masked
-            return _frames(path, dataset, words)
+            return _frames(path, dataset, words, max_pixels)
         except VolumeError as error:
             raise VolumeError(str(error), words) from error
         except Exception as error:  # a value that cannot be what its tag says; the text may quote it: left out
             raise VolumeError(f"damaged DICOM header ({type(error).__name__})", words) from error
 
 
-def _frames(path: Path, dataset: Any, words: frozenset[str]) -> list[DicomFrame]:
+def _frames(path: Path, dataset: Any, words: frozenset[str], max_pixels: int) -> list[DicomFrame]:
     """Check a header and describe each of its frames."""
     _refuse_non_images(dataset)
     rows, columns = int(dataset.Rows), int(dataset.Columns)
@@ -188,25 +201,32 @@ def _frames(path: Path, dataset: Any, words: frozenset[str]) -> list[DicomFrame]
     count = int(dataset.get("NumberOfFrames") or 1)
     if count < 1:
         raise VolumeError(f"NumberOfFrames is {count}, expected at least 1")
+    if count > 1:
+        check_slices(count, _room_for_frames(path, dataset, rows * columns))
     kinds = ("StudyInstance", "SeriesInstance", "SOPClass", "SOPInstance")
     study, series, sop_class, sop_instance = (str(dataset.get(f"{kind}UID") or "") for kind in kinds)
-    frames = []
+    number = int(dataset.get("InstanceNumber") or 0)
+    own_places = bool(dataset.get("PerFrameFunctionalGroupsSequence"))
+    frames: list[DicomFrame] = []
     for index in range(count):
-        spacing = _spacing(dataset, index)
-        frames.append(
-            DicomFrame(
-                path,
-                index,
-                count,
-                (rows, columns),
-                _patient_matrix(dataset, index, spacing),
-                spacing,
-                DicomReference(study, series, sop_class, sop_instance, index + 1 if count > 1 else None),
-                int(dataset.get("InstanceNumber") or 0),
-                words,
-            )
-        )
+        if own_places or not frames:
+            spacing = _spacing(dataset, index)
+            matrix = _patient_matrix(dataset, index, spacing)
+            check_picture(rows, columns, spacing, max_pixels)
+        reference = DicomReference(study, series, sop_class, sop_instance, index + 1 if count > 1 else None)
+        frames.append(DicomFrame(path, index, count, (rows, columns), matrix, spacing, reference, number, words))
     return frames
+
+
+def _room_for_frames(path: Path, dataset: Any, pixels: int) -> int:
+    """Return how many frames of so many pixels a file can hold at most, by its size."""
+    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
+    size = path.stat().st_size
+    if syntax is not None and syntax.is_transfer_syntax and syntax.is_encapsulated:
+        return size // 8  # the head of an item
+    if syntax is not None and syntax.is_deflated:
+        size *= 1032  # the best that the method can do
+    return size // max(1, pixels * (int(dataset.get("BitsAllocated") or 8) // 8))
 
 
 def _refuse_non_images(dataset: Any) -> None:
@@ -253,10 +273,8 @@ def _spacing(dataset: Any, index: int) -> tuple[float, float] | None:
     value = _item(dataset, index, "PixelMeasuresSequence").get("PixelSpacing")
     if value is None or not hasattr(value, "__len__") or len(value) == 0:
         return None
-    numbers = _numbers(value, 2)
-    if numbers is None or min(numbers) <= 0:
-        shown = "\\".join(str(v) for v in value)
-        raise VolumeError(f"PixelSpacing is {shown}, expected two positive distances in mm")
+    numbers = _numbers(value, 2) or [float("nan")]
+    check_distances(numbers, f"PixelSpacing is {' x '.join(str(v)[:16] for v in value[:3])} mm")
     return numbers[0], numbers[1]
 
 
@@ -270,6 +288,7 @@ def _patient_matrix(dataset: Any, index: int, spacing: tuple[float, float] | Non
     lengths = np.linalg.norm(along_row), np.linalg.norm(along_column)
     if min(lengths) < 0.9 or max(lengths) > 1.1 or abs(along_row @ along_column) > 0.1:
         raise VolumeError("ImageOrientationPatient is no pair of perpendicular unit vectors")
+    check_place(position)
     step_x, step_y = along_row / lengths[0] * spacing[1], along_column / lengths[1] * spacing[0]
     return np.stack([step_x, step_y, np.array(position) - (step_x + step_y) / 2], axis=1)
 
@@ -298,6 +317,7 @@ def read_frame(frame: DicomFrame, window: str | tuple[float, float] = "header") 
 def _read_frame(frame: DicomFrame, window: str | tuple[float, float]) -> NDArray[np.uint8]:
     """Decode a frame to grey."""
     pixels = require("pydicom.pixels")
+    place = 0
     if frame.frames == 1:
         dataset = load(frame.path, pixels=True)
     else:  # the functional groups of many frames take long to parse
@@ -305,14 +325,17 @@ def _read_frame(frame: DicomFrame, window: str | tuple[float, float]) -> NDArray
             changed = frame.path.stat().st_mtime_ns
         except OSError as error:  # it vanished since its header was read
             raise VolumeError(_opening_problem(error)) from error
-        dataset = _many_frames_header(frame.path, changed)
+        dataset, place = _many_frames_header(frame.path, changed)
     if frame.frames == 1 and not any(k in dataset for k in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise VolumeError("its pixel data are missing")
     _refuse_unreadable(dataset)
     try:
+        _refuse_larger_stream(frame, dataset, place)
         # The path lets pydicom read one frame of many from the disk.
         source = dataset if frame.frames == 1 else frame.path
         values = pixels.pixel_array(source, index=frame.index)
+    except VolumeError:
+        raise
     except Exception as error:
         raise VolumeError(_decoding_problem(error, dataset)) from error
     if values.shape != frame.stored_shape:
@@ -338,6 +361,30 @@ def _refuse_unreadable(dataset: Any) -> None:
     raise VolumeError(
         f"its transfer syntax ({uid.name}) needs a decoder: pip install {(packages or ['pylibjpeg[all]'])[-1]}"
     )
+
+
+def _refuse_larger_stream(frame: DicomFrame, dataset: Any, place: int) -> None:
+    """Refuse a compressed frame that announces another picture than the header does: a decoder would make that one."""
+    uid = dataset.file_meta.TransferSyntaxUID
+    if not uid.is_encapsulated:
+        return
+    if frame.frames == 1:
+        data = encapsulated_frame(dataset.PixelData, 0, 1)
+    else:
+        with frame.path.open("rb") as file:
+            file.seek(place + 12)  # tag, VR and length
+            data = encapsulated_frame(file, frame.index, frame.frames)
+    rows, columns = frame.stored_shape
+    if len(data) > 16 * rows * columns + (1 << 20):
+        raise VolumeError(f"its compressed pixels take {len(data)} bytes, more than a {rows} x {columns} picture can")
+    if not uid.startswith(_JPEG):
+        return  # run lengths, which pydicom decodes by the header
+    shape = codestream_shape(data)
+    if shape is None:
+        raise VolumeError("truncated or damaged pixel data")
+    if shape != (rows, columns, 1):
+        found, expected = (" x ".join(map(str, s)) for s in (shape, (rows, columns, 1)))
+        raise VolumeError(f"its compressed pixels are a picture of {found}, its header says {expected}")
 
 
 def _decoding_problem(error: Exception, dataset: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meddet_yolo.imaging.dicom import VolumeError, require
+from meddet_yolo.imaging.dicom import require
+from meddet_yolo.imaging.limits import (
+    MAX_PIXELS,
+    VolumeError,
+    check_bytes,
+    check_distances,
+    check_picture,
+    check_place,
+    check_slices,
+)
 
 __all__ = ["NiftiVolume", "is_nifti", "read_nifti"]
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+_HEADER_1, _HEADER_2 = 348, 540  # bytes
+_MAX_OFFSET = 1 << 24  # where voxels begin at the latest; in between are extensions, which are not read
+_GZIP = 1032  # the best that the method can do
+_BLOCK = 1 << 20  # voxels
 _LPS = np.diag([-1.0, -1.0, 1.0])  # NIfTI's axes point right, forward and up
 
 
@@ -27,6 +42,11 @@ class NiftiVolume:
         affine: (4, 4) matrix from voxel centres (i, j, k, 1) to LPS in mm.
         axis: The file's axis that runs across the patient, along which sagittal slices are counted.
         located: Whether the file itself says how the volume lies in the patient.
+        offset: Where in the file, decompressed, the voxels begin.
+        stored: Their type in the file.
+        kept: Their type in memory: as stored where that is small and not scaled, else float32.
+        slope: What stored values are multiplied by; None where they are values already.
+        intercept: What is added then.
     """
 
     path: Path
@@ -34,6 +54,11 @@ class NiftiVolume:
     affine: NDArray[np.float64]
     axis: int
     located: bool
+    offset: int
+    stored: np.dtype[Any]
+    kept: np.dtype[Any]
+    slope: float | None = None
+    intercept: float = 0.0
 
     @property
     def stored_shape(self) -> tuple[int, int]:
@@ -48,25 +73,46 @@ class NiftiVolume:
         centre = self.affine[:3, self.axis] * index + self.affine[:3, 3]
         return np.stack([step_x, step_y, centre - (step_x + step_y) / 2], axis=1)
 
-    def voxels(self) -> NDArray[np.float32]:
-        """Decode the volume, scaled as its header says, the axis across the patient first.
+    def voxels(self) -> NDArray[Any]:
+        """Decode the volume, of type `kept`, scaled as its header says, the axis across the patient first.
 
         Raises:
             VolumeError: If the file is truncated or holds values that are no finite numbers.
         """
         nibabel = require("nibabel")
         try:
-            values = nibabel.load(self.path).get_fdata(dtype=np.float32, caching="unchanged")
+            with nibabel.openers.ImageOpener(self.path) as file, np.errstate(over="ignore"):
+                values, bad = self._read(file, nibabel.volumeutils.apply_read_scaling)
+        except VolumeError:
+            raise
         except FileNotFoundError as error:
             raise VolumeError("no such file, or it cannot be opened") from error
         except MemoryError as error:
             raise VolumeError(f"too large for the memory at hand: {self.shape}") from error
         except Exception as error:  # nibabel, zlib and numpy each have their own for a damaged file
             raise VolumeError(f"truncated or damaged voxel data ({type(error).__name__})") from error
-        bad = values.size - int(np.count_nonzero(np.isfinite(values)))
         if bad:
             raise VolumeError(f"{bad} of {values.size} voxels are NaN or infinite")
-        return np.moveaxis(values.reshape(self.shape), self.axis, 0)
+        return np.moveaxis(values, self.axis, 0)
+
+    def _read(self, file: Any, scale: Callable[..., Any]) -> tuple[NDArray[Any], int]:
+        """Read the voxels in blocks, no more than there should be; return them and how many are not finite."""
+        count, bad = math.prod(self.shape), 0
+        values = np.empty(count, self.kept)
+        file.seek(self.offset)
+        for start in range(0, count, _BLOCK):
+            wanted = min(_BLOCK, count - start) * self.stored.itemsize
+            content = file.read(wanted)
+            if len(content) < wanted:
+                raise VolumeError("truncated or damaged voxel data (they end before the last slice)")
+            block = np.frombuffer(content, self.stored)
+            if self.slope is not None:
+                block = scale(block, np.float32(self.slope), np.float32(self.intercept))
+            values[start : start + len(block)] = block
+            if values.dtype.kind == "f":
+                bad += int(np.count_nonzero(~np.isfinite(values[start : start + len(block)])))
+        file.read(1)  # at the end of a compressed file its checksum is compared
+        return values.reshape(self.shape, order="F"), bad
 
 
 def is_nifti(path: Path) -> bool:
@@ -74,40 +120,76 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(NIFTI_SUFFIXES)
 
 
-def read_nifti(path: str | Path) -> NiftiVolume:
+def read_nifti(path: str | Path, max_pixels: int = MAX_PIXELS) -> NiftiVolume:
     """Read a volume's header.
 
     Args:
         path: A `.nii` or `.nii.gz` file of three dimensions; further ones of size 1 are dropped.
+        max_pixels: The most pixels that a picture may have; the volume may take `limits.BYTES_PER_PIXEL` times as many
+            bytes in memory.
 
     Raises:
-        VolumeError: If the file is damaged, is no grey volume, or has more dimensions.
+        VolumeError: If the file is damaged, is no grey volume, has more dimensions, or describes itself impossibly (see
+            `limits`).
         ImportError: If nibabel is missing.
     """
     path = Path(path)
     nibabel = require("nibabel")
     try:
-        image: Any = nibabel.load(path)
-        shape, affine, dtype = image.shape, np.array(image.affine, float), image.get_data_dtype()
-        located = bool(image.header["sform_code"] > 0 or image.header["qform_code"] > 0)
-        with nibabel.openers.ImageOpener(path) as file:  # loading would put 1 for a size of 0
-            zooms = np.array(type(image.header).from_fileobj(file, check=False)["pixdim"][1:4], float)
+        with nibabel.openers.ImageOpener(path) as file:
+            block = file.read(_HEADER_2)
+        header = _header(nibabel, block, check=True)
+        shape, affine, stored = (
+            header.get_data_shape(),
+            np.array(header.get_best_affine(), float),
+            header.get_data_dtype(),
+        )
+        located = bool(header["sform_code"] > 0 or header["qform_code"] > 0)
+        offset, (slope, intercept) = float(header["vox_offset"]), header.get_slope_inter()
+        zooms = np.array(_header(nibabel, block, check=False)["pixdim"][1:4], float)  # a check puts 1 for a size of 0
+        size = path.stat().st_size * (_GZIP if path.suffix.lower() == ".gz" else 1)
     except FileNotFoundError as error:
         raise VolumeError("no such file, or it cannot be opened") from error
     except Exception as error:
         raise VolumeError(f"no NIfTI file, or its header is damaged ({type(error).__name__})") from error
+    shape = [int(length) for length in shape]
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 1:
         sizes = " x ".join(map(str, shape))
         raise VolumeError(f"has {len(shape)} dimensions ({sizes}), expected the 3 of a single volume")
-    if dtype.fields is not None or dtype.kind not in "iuf":
-        raise VolumeError(f"holds {'colours' if dtype.fields else dtype.name}, expected grey values")
+    if stored.fields is not None or stored.kind not in "iuf":
+        raise VolumeError(f"holds {'colours' if stored.fields else stored.name}, expected grey values")
+    count = math.prod(shape)
+    least = int(header["sizeof_hdr"])
+    if not least <= offset <= _MAX_OFFSET:
+        raise VolumeError(f"its voxels begin at byte {offset:g}, expected {least} to {_MAX_OFFSET}")
+    if offset + count * stored.itemsize > size:
+        sizes = " x ".join(map(str, shape))
+        raise VolumeError(f"truncated or damaged: {sizes} voxels of {stored.itemsize} bytes do not fit into the file")
+    plain = slope is None or (slope, intercept) == (1, 0)
+    kept = stored.newbyteorder("=") if plain and stored.kind in "iu" and stored.itemsize <= 2 else np.dtype(np.float32)
+    check_bytes(count * kept.itemsize, max_pixels, f"is a volume of {' x '.join(map(str, shape))} voxels, which take")
     sides = np.linalg.norm(affine[:3, :3], axis=0)
-    if not (np.isfinite(affine).all() and np.isfinite(zooms).all() and min(*sides, *abs(zooms)) > 0):
-        raise VolumeError(f"voxel size is {' x '.join(f'{z:g}' for z in zooms)} mm, expected positive distances")
+    shown = "voxel size is {} mm".format(" x ".join(f"{z:g}" for z in zooms))
+    check_distances([*sides, *abs(zooms)], shown)
+    check_place(affine[:3, 3])
     if abs(np.linalg.det(affine[:3, :3] / sides)) < 0.05:
         raise VolumeError("its orientation matrix is singular: two axes point the same way")
     affine[:3] = _LPS @ affine[:3]
     across = int(np.argmax(np.abs(affine[0, :3] / sides)))
-    return NiftiVolume(path, (int(shape[0]), int(shape[1]), int(shape[2])), affine, across, located)
+    check_slices(shape[across], count)
+    rows, columns = (a for a in range(3) if a != across)
+    check_picture(shape[rows], shape[columns], (float(sides[rows]), float(sides[columns])), max_pixels)
+    scaling = (None, 0.0) if plain else (float(slope), float(intercept))
+    return NiftiVolume(
+        path, (shape[0], shape[1], shape[2]), affine, across, located, int(offset), stored, kept, *scaling
+    )
+
+
+def _header(nibabel: Any, block: bytes, *, check: bool) -> Any:
+    """Return the header at the beginning of a file, of NIfTI-1 or NIfTI-2; extensions behind it are not read."""
+    second = _HEADER_2 in (int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big"))
+    if second:
+        return nibabel.Nifti2Header(block, check=check)
+    return nibabel.Nifti1Header(block[:_HEADER_1], check=check)

@@ -20,6 +20,9 @@ _NUMBERS = ("PatientID", "OtherPatientIDs", "AccessionNumber", "MedicalRecordLoc
 _BIRTH, _MORE_NUMBERS = "PatientBirthDate", "OtherPatientIDsSequence"
 IDENTIFYING = (*_NAMES, *_NUMBERS, _BIRTH, _MORE_NUMBERS)
 _MASK = "***"
+# A header that names its patient in thousands of words would make every name of the run slow to mask. More than a name in
+# three scripts has: letters of a value, words in it; and values of an attribute.
+_LONGEST, _MOST_PARTS, _MOST_VALUES = 400, 40, 20
 _SEPARATOR = r"[\^=\s,;._/()\-\u2010-\u2015]+"
 _APOSTROPHES = "'\u2019\u2018`\u00b4"
 # What Unicode does not decompose, as passports write it.
@@ -41,20 +44,26 @@ def identity_words(header: Any) -> frozenset[str]:
         >>> sorted(identity_words({"PatientName": "Doe^Jane", "PatientID": "4711-A", "PatientBirthDate": "20010203"}))
         ['20010203', '4711-a', 'doe', 'jane']
     """
+    return frozenset(_identity_words(header, levels=2))
+
+
+def _identity_words(header: Any, levels: int) -> set[str]:
+    """Return the words of a header and of the items with further numbers in it, as deep as that may be."""
     words: set[str] = set()
     for keyword in (*_NAMES, *_NUMBERS, _BIRTH):
         for text in _texts(header, keyword):
             if keyword in _NAMES:
-                words |= {part for part in re.split(_SEPARATOR, text) if len(part) > 1 or not part.isascii()}
+                parts = re.split(_SEPARATOR, text)[:_MOST_PARTS]
+                words |= {part for part in parts if len(part) > 1 or not part.isascii()}
             elif keyword == _BIRTH and _day(text):
                 words.add(_day(text))
             elif len(text) > 3:  # a shorter number is part of too many file names
                 words.add(text)
     try:
-        items = list(header.get(_MORE_NUMBERS) or [])
+        items = list(header.get(_MORE_NUMBERS) or [])[:_MOST_VALUES] if levels else []
     except Exception:
         items = []
-    return frozenset(words - {""}).union(*(identity_words(item) for item in items))
+    return (words - {""}).union(*(_identity_words(item, levels - 1) for item in items))
 
 
 def _texts(header: Any, keyword: str) -> list[str]:
@@ -64,10 +73,16 @@ def _texts(header: Any, keyword: str) -> list[str]:
         # pydicom's own list of values is a sequence, but neither a list nor a tuple.
         several = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
         return [
-            unicodedata.normalize("NFC", str(text or "")).strip().lower() for text in (value if several else [value])
+            unicodedata.normalize("NFC", _text(item)[:_LONGEST]).strip().lower()
+            for item in (value[:_MOST_VALUES] if several else [value])
         ]
     except Exception:  # a value that is not what its tag says; the reader refuses the file for it
         return []
+
+
+def _text(value: Any) -> str:
+    """Return a value as text; one whose type the header does not tell is bytes."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")
 
 
 def _day(text: str) -> str:
@@ -92,6 +107,7 @@ def redact(text: str, words: Iterable[str]) -> str:
         >>> redact("mueller/3.2.2001/IM1.dcm", ["müller", "20010203"])
         '***/***/IM1.dcm'
     """
+    text = text.encode("utf-8", "backslashreplace").decode()  # a name of bytes that are no text can be shown then
     patterns = [_pattern(word) for word in set(words)]
     if not patterns:
         return text
@@ -169,7 +185,8 @@ def public_name(stem: str, words: Iterable[str], uid: str = "") -> str:
     """
     if redact(stem, words) == stem:
         return stem
-    return f"image-{hashlib.sha256((uid or Path(stem).name).encode()).hexdigest()[:8]}"
+    own = (uid or Path(stem).name).encode("utf-8", "backslashreplace")
+    return f"image-{hashlib.sha256(own).hexdigest()[:8]}"
 
 
 @contextmanager

@@ -12,13 +12,27 @@ from pathlib import Path
 
 from meddet_yolo.imaging.dicom import DicomFrame, VolumeError, read_header
 from meddet_yolo.imaging.geometry import oriented
+from meddet_yolo.imaging.limits import MAX_PIXELS, checked_max_pixels
 from meddet_yolo.imaging.nifti import is_nifti
 from meddet_yolo.imaging.privacy import content_key, public_name, redact
-from meddet_yolo.imaging.volumes import Skipped, Volume, choose, is_volume, open_volume, series_volume, stem_of
+from meddet_yolo.imaging.volumes import (
+    Skipped,
+    Volume,
+    choose,
+    is_volume,
+    open_volume,
+    reason_of,
+    series_volume,
+    stem_of,
+)
 
-__all__ = ["CACHE_SUFFIX", "Found", "find_volumes", "holds_volumes", "volume_files"]
+__all__ = ["CACHE_SUFFIX", "Found", "ListError", "find_volumes", "holds_volumes", "volume_files"]
 
 CACHE_SUFFIX = ".slices"  # folders of slices that a data set has decoded; never searched for images
+
+
+class ListError(RuntimeError):
+    """A `.txt` list that cannot be followed."""
 
 
 @dataclass
@@ -42,7 +56,9 @@ class Found:
     words: set[str] = field(default_factory=set)
 
 
-def find_volumes(source: str | Path | Iterable[str | Path], slices: str | int = "mid") -> Found:
+def find_volumes(
+    source: str | Path | Iterable[str | Path], slices: str | int = "mid", max_pixels: int = MAX_PIXELS
+) -> Found:
     """Search a source for DICOM and NIfTI images by their headers.
 
     Args:
@@ -50,12 +66,15 @@ def find_volumes(source: str | Path | Iterable[str | Path], slices: str | int = 
             DICOM files of one folder are put together by series and plane; files given by name or pattern stand for
             themselves.
         slices: Which slices of a series or volume: "mid", "all" or a number; see `choose`.
+        max_pixels: The most pixels that a picture may have; see `limits`.
 
     Raises:
         FileNotFoundError: If a path does not exist.
+        ListError: If a list is no text or lists itself.
         ImportError: If pydicom or nibabel is missing.
     """
     choose([0.0], slices)  # refuse a bad value before anything is read
+    max_pixels = checked_max_pixels(max_pixels)
     found = Found()
     folders: dict[Path, list[Path]] = {}
     for item in [source] if isinstance(source, (str, Path)) else list(source):
@@ -63,11 +82,11 @@ def find_volumes(source: str | Path | Iterable[str | Path], slices: str | int = 
             if path.is_dir():
                 folders.update(_folders(path, found))
             elif is_volume(path):
-                _add(found, [path], slices)
+                _add(found, [path], slices, max_pixels)
             else:
                 (found.images if path == Path(item) else found.beside).append(path)
     for folder, files in folders.items():
-        _add(found, files, slices, folder)
+        _add(found, files, slices, max_pixels, folder)
     # Only now are all words known: a file may be named after a patient whom the header of another one tells.
     found.volumes = [_public(volume, found.words) for volume in found.volumes]
     found.skipped = [skipped.masked(found.words) for skipped in found.skipped]
@@ -100,6 +119,7 @@ def volume_files(source: str | Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: If a path does not exist.
+        ListError: If a list is no text or lists itself.
     """
     files = []
     for path in _expand(source):
@@ -119,18 +139,37 @@ def holds_volumes(items: Iterable[str | Path]) -> bool:
     return False
 
 
-def _expand(item: str | Path) -> list[Path]:
+def _expand(item: str | Path, inside: tuple[Path, ...] = ()) -> list[Path]:
     """Return the files and folders that a path, pattern or list file stands for."""
     path = Path(item)
-    if path.exists():
-        if path.suffix.lower() == ".txt" and path.is_file():
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            names = [line.strip() for line in lines if line.strip()]
-            return [p for n in names for p in _expand(n if Path(n).exists() else path.parent / n)]
-        return [path]
+    if _exists(path):
+        return _listed(path, inside) if path.suffix.lower() == ".txt" and path.is_file() else [path]
     if glob.has_magic(str(item)):
         return [Path(p) for p in sorted(glob.glob(str(item), recursive=True))]
     raise FileNotFoundError(f"{item}: no such file or folder")
+
+
+def _exists(path: Path) -> bool:
+    """Return whether there is something of that name, which may be any text."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or with a character that no name has
+        return False
+
+
+def _listed(path: Path, inside: tuple[Path, ...]) -> list[Path]:
+    """Return what a list file lists; other lists may be in it, one level deep."""
+    resolved = path.resolve()
+    if resolved in inside:
+        raise ListError(f"{path} lists itself: take that line out")
+    if len(inside) > 1:  # lists that each list the next one twice would double with every level
+        raise ListError(f"{path} is a list in a list in a list: name the files in one")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ListError(f"{path} is no text, expected a list of files in UTF-8") from error
+    names = [line.strip() for line in lines if line.strip()]
+    return [p for n in names for p in _expand(n if _exists(Path(n)) else path.parent / n, (*inside, resolved))]
 
 
 def _folders(top: Path, found: Found) -> dict[Path, list[Path]]:
@@ -147,25 +186,27 @@ def _folders(top: Path, found: Found) -> dict[Path, list[Path]]:
     return folders
 
 
-def _add(found: Found, files: Sequence[Path], slices: str | int, folder: Path | None = None) -> None:
+def _add(found: Found, files: Sequence[Path], slices: str | int, max_pixels: int, folder: Path | None = None) -> None:
     """Open files and put what belongs together into volumes."""
     series: dict[tuple[str, str | None], list[DicomFrame]] = defaultdict(list)
     for path in files:
         try:
             if is_nifti(path):
-                volume = open_volume(path, slices)
+                volume = open_volume(path, slices, max_pixels)
                 found.volumes.append(volume)
                 if volume.nifti is not None and not volume.nifti.located:
                     found.notes.append(f"{path}: does not say how it lies in the patient; taken as nibabel assumes")
                 continue
-            frames = read_header(path)
-        except VolumeError as error:
-            found.words |= error.words
-            found.skipped.append(Skipped(path, str(error)))
+            frames = read_header(path, max_pixels)
+            planes = [oriented(frame.stored_shape, patient=frame.patient).plane for frame in frames]
+        except ImportError:  # what is missing is missing for all
+            raise
+        except Exception as error:  # one file must not end the run, whatever it makes a library do
+            found.words |= error.words if isinstance(error, VolumeError) else frozenset()
+            found.skipped.append(Skipped(path, reason_of(error)))
             continue
         found.words |= frames[0].words
-        for frame in frames:
-            plane = oriented(frame.stored_shape, patient=frame.patient).plane
+        for frame, plane in zip(frames, planes, strict=True):
             # A file without a series is one of its own, as one that was given by name is.
             key = frame.reference.series if folder is not None and frame.reference.series else str(path)
             series[key, plane].append(frame)

@@ -20,14 +20,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from meddet_yolo.imaging.dicom import VolumeError, read_header
+from meddet_yolo.files import alone, write_whole
+from meddet_yolo.imaging.dicom import read_header
+from meddet_yolo.imaging.limits import MAX_PIXELS, VolumeError
 from meddet_yolo.imaging.nifti import is_nifti
 from meddet_yolo.imaging.search import CACHE_SUFFIX
-from meddet_yolo.imaging.volumes import Skipped, Volume, choose, open_volume, stem_of
+from meddet_yolo.imaging.volumes import Skipped, Volume, choose, open_volume, reason_of, stem_of
 
 __all__ = ["CachedSlices", "cache_slices"]
 
 MANIFEST, VERSION = "slices.json", 1
+LOCK = ".lock"
 
 
 @dataclass
@@ -50,6 +53,7 @@ def cache_slices(
     fallback: Path,
     slices: str | int = "labelled",
     window: str | tuple[float, float] = "header",
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[Iterator[Any], int], Iterable[Any]] = lambda results, total: results,
 ) -> CachedSlices:
     """Decode the slices of a data set's DICOM and NIfTI files, or find them decoded.
@@ -64,7 +68,10 @@ def cache_slices(
         slices: Which slices of a volume or multi-frame file to use: "labelled" for those that have a label file (an
             empty one makes a background image), "mid", "all" or a number; see `volumes.choose`.
         window: As in `Volume.read`.
+        max_pixels: The most pixels that a picture may have; see `limits`.
         progress: Wraps the results as they come, to show a bar; is given their number too.
+
+    Processes that share a folder decode it one after another; the later ones find what the first has decoded.
 
     Examples:
         >>> import tempfile
@@ -81,26 +88,31 @@ def cache_slices(
         for folder, members in sorted(folders.items()):
             store = _Store(folder, label_folder(folder), fallback)
             wanted = {file: _wanted(file, store.labels, slices) for file in members}
-            todo = [file for file in members if not store.has(file, wanted[file], window)]
-            taken = store.names(set(members) - set(todo))
-            done = pool.map(lambda file: _decode(file, wanted[file], window), todo)  # noqa: B023, used up in this turn
-            failed: list[Skipped] = []
-            for file, found in zip(todo, progress(done, len(todo)) if todo else (), strict=True):
-                pictures, skipped = found
-                failed += skipped
-                if pictures:
-                    try:
-                        made_of = store.made_of(file, wanted[file], window)
-                    except OSError:
-                        failed.append(Skipped(file, "vanished while it was read"))
-                        continue
-                    store.add(file, made_of, pictures, taken, complete=not skipped)
-            if failed:  # all headers are asked, also of files that are decoded, so that names do not depend on these
-                words = _words(members)
-                result.skipped += [item.masked(words) for item in failed]
-            store.save(keep=set(members))
-            for file in members:
-                result.labels.update(store.pictures(file))
+
+            def decode(file: Path, wanted: dict[Path, Any] = wanted) -> tuple[list[Any], list[Skipped]]:
+                return _decode(file, wanted[file], window, max_pixels)
+
+            with alone(store.folder / LOCK, "", wait=True):
+                store.load()
+                todo = [file for file in members if not store.has(file, wanted[file], window)]
+                taken = store.names(set(members) - set(todo))
+                done = progress(pool.map(decode, todo), len(todo)) if todo else ()
+                failed: list[Skipped] = []
+                for file, (pictures, skipped) in zip(todo, done, strict=True):
+                    failed += skipped
+                    if pictures:
+                        try:
+                            made_of = store.made_of(file, wanted[file], window)
+                        except OSError:
+                            failed.append(Skipped(file, "vanished while it was read"))
+                            continue
+                        store.add(file, made_of, pictures, taken, complete=not skipped)
+                if failed:  # all headers are asked, also of files that are decoded: names must not depend on these
+                    words = _words(members)
+                    result.skipped += [item.masked(words) for item in failed]
+                store.save(keep=set(members))
+                for file in members:
+                    result.labels.update(store.pictures(file))
     return result
 
 
@@ -111,8 +123,8 @@ def _words(files: Iterable[Path]) -> frozenset[str]:
         if not is_nifti(file):
             try:
                 words |= read_header(file)[0].words
-            except VolumeError as error:
-                words |= error.words
+            except Exception as error:
+                words |= error.words if isinstance(error, VolumeError) else frozenset()
     return words
 
 
@@ -125,24 +137,26 @@ def _wanted(file: Path, labels: Path, slices: str | int) -> str | int | tuple[in
 
 def _labelled(file: Path, labels: Path) -> dict[int, Path]:
     """Return the label files of a volume's slices by index."""
-    pattern = re.compile(re.escape(stem_of(file)) + r"_s(\d+)\.txt")
+    pattern = re.compile(re.escape(stem_of(file)) + r"_s(\d{1,9})\.txt")
     try:
         names = [(pattern.fullmatch(entry.name), entry.name) for entry in os.scandir(labels)]
     except OSError:
         return {}
-    return {int(match[1]): labels / name for match, name in names if match}
+    return {int(match[1]): labels / name for match, name in names if match}  # as many digits as any slice can have
 
 
 def _decode(
-    file: Path, wanted: str | int | tuple[int, ...], window: str | tuple[float, float]
+    file: Path, wanted: str | int | tuple[int, ...], window: str | tuple[float, float], max_pixels: int
 ) -> tuple[list[tuple[str, int | None, bytes]], list[Skipped]]:
     """Return name, index (None for a file of one image) and PNG of every wanted slice, and what failed."""
     import cv2
 
     try:
-        volume = open_volume(file, wanted if isinstance(wanted, (str, int)) else "all")
-    except VolumeError as error:
-        return [], [Skipped(file, str(error))]
+        volume = open_volume(file, wanted if isinstance(wanted, (str, int)) else "all", max_pixels)
+    except ImportError:  # what is missing is missing for all
+        raise
+    except Exception as error:  # one file must not end the run, whatever it makes a library do
+        return [], [Skipped(file, reason_of(error))]
     single = volume.nifti is None and volume.parts[0].frame is not None and volume.parts[0].frame.frames == 1
     if isinstance(wanted, tuple) and not single:
         parts = tuple(part for part in volume.parts if part.index in wanted)
@@ -178,12 +192,16 @@ class _Store:
             self.folder = fallback / key
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.entries: dict[str, dict[str, Any]] = {}
-        with contextlib.suppress(OSError, ValueError):
-            known = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
-            if known.get("version") == VERSION:
-                self.entries = known["files"]
-        self.before = json.dumps(self.entries)
         self.broken: dict[str, dict[str, Any]] = {}  # pictures of files of which others failed; tried again next time
+        self.before = ""
+
+    def load(self) -> None:
+        """Read what is known; what is not as it was written counts as not known."""
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            known = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+            if isinstance(known, dict) and known.get("version") == VERSION and isinstance(known.get("files"), dict):
+                self.entries = {key: entry for key, entry in known["files"].items() if _is_entry(entry)}
+        self.before = json.dumps(self.entries)
 
     @staticmethod
     def _key(file: Path) -> str:
@@ -229,7 +247,7 @@ class _Store:
             if name in taken:  # a.dcm beside a.nii
                 name = f"{stem}-{self._key(file)[:6]}.png"
             taken.add(name)
-            _write(self.folder / name, png)
+            write_whole(self.folder / name, png)
             written.append([name, index])
         entry = {"made_of": made_of, "pictures": written}
         (self.entries if complete else self.broken)[self._key(file)] = entry
@@ -255,11 +273,21 @@ class _Store:
                 path.unlink(missing_ok=True)
         if json.dumps(self.entries) != self.before or not (self.folder / MANIFEST).is_file():
             text = json.dumps({"version": VERSION, "files": self.entries})
-            _write(self.folder / MANIFEST, text.encode())
+            write_whole(self.folder / MANIFEST, text)
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file at once, so that another process never reads half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+def _is_entry(entry: Any) -> bool:
+    """Return whether an entry of the manifest is one that this module writes: names of pictures in its own folder."""
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("pictures"), list)
+        and "made_of" in entry
+        and all(
+            isinstance(item, list)
+            and len(item) == 2
+            and isinstance(item[0], str)
+            and re.fullmatch(r"[^/\\\0]+\.png", item[0])
+            and (item[1] is None or (type(item[1]) is int and item[1] >= 0))
+            for item in entry["pictures"]
+        )
+    )

@@ -7,7 +7,7 @@ study modules demand (types 1 and 2) and by no other; the referring physician is
 
 from __future__ import annotations
 
-import os
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from meddet_yolo.imaging.dicom import DicomReference, VolumeError, load, require
+from meddet_yolo.files import write_whole
+from meddet_yolo.imaging.dicom import DicomReference, load, require
+from meddet_yolo.imaging.limits import VolumeError
 from meddet_yolo.imaging.privacy import silent
 
 __all__ = ["ReportedBox", "read_structured_report", "write_structured_report"]
@@ -120,14 +122,10 @@ def write_structured_report(
             )
         except Exception as error:  # its text quotes what it refuses, which may be the day of birth
             raise VolumeError(f"highdicom refuses the images' headers ({type(error).__name__})") from None
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.part")  # half a report must not lie there as a whole one
-    try:
-        document.save_as(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    content = io.BytesIO()
+    document.save_as(content)
+    write_whole(path, content.getvalue())
+    return Path(path)
 
 
 def _evidence(path: Path) -> Any:
@@ -197,15 +195,37 @@ def read_structured_report(path: str | Path) -> list[ReportedBox]:
         path: A Structured Report, of this package or another's; regions of any shape are read as the box around them.
 
     Raises:
-        VolumeError: If the file is no such report.
+        VolumeError: If the file is no such report, or a damaged one.
         ImportError: If highdicom is missing.
     """
-    hd, codes = require("highdicom"), require("pydicom.sr.codedict").codes
+    path, hd = Path(path), require("highdicom")
+    with silent("highdicom"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they quote values
+        content = _content(path)
+        try:
+            report = hd.sr.srread(content)
+            groups = report.content.get_planar_roi_measurement_groups()
+        except Exception as error:
+            raise VolumeError(f"{path}: no DICOM Structured Report with planar regions (TID 1500)") from error
+        try:
+            return _boxes(report, groups)
+        except Exception as error:  # a value that is not what its tag says
+            raise VolumeError(f"{path}: a damaged DICOM Structured Report ({type(error).__name__})") from error
+
+
+def _content(path: Path) -> io.BytesIO:
+    """Return a report's bytes, once it is known that they are DICOM that fits into memory."""
     try:
-        report = hd.sr.srread(path)
-        groups = report.content.get_planar_roi_measurement_groups()
-    except Exception as error:
-        raise VolumeError(f"{path}: no DICOM Structured Report with planar regions (TID 1500)") from error
+        load(path, pixels=True)
+        return io.BytesIO(path.read_bytes())
+    except (VolumeError, OSError) as error:
+        reason = str(error) if isinstance(error, VolumeError) else error.strerror
+        raise VolumeError(f"{path}: no DICOM Structured Report with planar regions (TID 1500): {reason}") from error
+
+
+def _boxes(report: Any, groups: Sequence[Any]) -> list[ReportedBox]:
+    """Return the boxes of a report's measurement groups."""
+    hd, codes = require("highdicom"), require("pydicom.sr.codedict").codes
     series = {
         str(item.ReferencedSOPInstanceUID): (str(study.StudyInstanceUID), str(group.SeriesInstanceUID))
         for study in report.get("CurrentRequestedProcedureEvidenceSequence", [])
@@ -220,6 +240,8 @@ def read_structured_report(path: str | Path) -> list[ReportedBox]:
         uid = str(image.ReferencedSOPInstanceUID)
         frame = image.get("ReferencedFrameNumber")
         points = np.asarray(group.roi.value, float)
+        if not np.isfinite(points).all():
+            raise ValueError("coordinates that are no finite numbers")
         (x1, y1), (x2, y2) = points.min(0), points.max(0)
         certainty = group.get_measurements(name=codes.DCM.CertaintyOfFinding)
         study, own_series = series.get(uid, ("", ""))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from meddet_yolo.imaging.dicom import DicomFrame, DicomReference, VolumeError, is_dicom, read_frame, read_header
 from meddet_yolo.imaging.geometry import SliceGeometry, oriented, picture
 from meddet_yolo.imaging.grey import percentile_grey, scaled_grey
+from meddet_yolo.imaging.limits import MAX_PIXELS
 from meddet_yolo.imaging.nifti import NIFTI_SUFFIXES, NiftiVolume, is_nifti, read_nifti
 from meddet_yolo.imaging.privacy import public_name, redact
 
@@ -28,6 +29,7 @@ __all__ = [
     "choose",
     "is_volume",
     "open_volume",
+    "reason_of",
     "series_volume",
     "stem_of",
 ]
@@ -119,8 +121,8 @@ class Volume:
         if self.nifti is not None:
             try:
                 voxels = self.nifti.voxels()
-            except VolumeError as error:
-                yield Skipped(self.nifti.path, str(error))
+            except Exception as error:
+                yield Skipped(self.nifti.path, reason_of(error))
                 return
         for part in self.parts:
             try:
@@ -130,16 +132,32 @@ class Volume:
                     centre, width = window
                     grey = scaled_grey(voxels[part.index], centre - width / 2, centre + width / 2)
                 elif voxels is not None:
-                    grey = percentile_grey(voxels[part.index])
+                    grey = percentile_grey(voxels[part.index].astype(np.float32))
                 image = picture(grey, part.geometry)
-            except VolumeError as error:
-                yield Skipped(part.path, redact(str(error), self.words))
+            except Exception as error:  # one file must not end the run, whatever it makes a library do
+                yield Skipped(part.path, redact(reason_of(error), self.words))
                 continue
             offset = None
             if part.geometry.plane == "sagittal" and part.position is not None and self.middle is not None:
                 offset = part.position - self.middle
             reference = part.frame.reference if part.frame else None
             yield Slice(image, part.geometry, part.name, part.path, part.index, offset, reference)
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a file cannot be read, from what reading it raised.
+
+    Examples:
+        >>> reason_of(VolumeError("holds no image")), reason_of(ZeroDivisionError())
+        ('holds no image', 'damaged, or of a kind that is not known (ZeroDivisionError)')
+    """
+    if isinstance(error, (VolumeError, ImportError)):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "too large for the memory at hand"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be opened: {error.strerror}"
+    return f"damaged, or of a kind that is not known ({type(error).__name__})"  # the text may quote the file
 
 
 def is_volume(path: str | Path) -> bool:
@@ -203,12 +221,13 @@ def choose(positions: Sequence[float | None], slices: str | int) -> list[int]:
 # One file -------------------------------------------------------------------------------------------------------------
 
 
-def open_volume(path: str | Path, slices: str | int = "all") -> Volume:
+def open_volume(path: str | Path, slices: str | int = "all", max_pixels: int = MAX_PIXELS) -> Volume:
     """Open one file by its header.
 
     Args:
         path: A DICOM file or a NIfTI volume.
         slices: Which slices of a volume or frames of a multi-frame file: "all", "mid" or a number; see `choose`.
+        max_pixels: The most pixels that a picture may have; see `limits`.
 
     Raises:
         VolumeError: If the file cannot be used; the message is the reason without the file's name.
@@ -216,11 +235,11 @@ def open_volume(path: str | Path, slices: str | int = "all") -> Volume:
     """
     path = Path(path)
     if not is_nifti(path):
-        frames = read_header(path)
+        frames = read_header(path, max_pixels)
         return series_volume(
             frames, public_name(stem_of(path), frames[0].words, frames[0].reference.sop_instance), slices
         )
-    volume = read_nifti(path)
+    volume = read_nifti(path, max_pixels)
     stem = stem_of(path)
     geometries = [
         oriented(volume.stored_shape, patient=volume.patient_matrix(i)) for i in range(volume.shape[volume.axis])

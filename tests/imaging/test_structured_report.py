@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import traceback
 import warnings
 from pathlib import Path
@@ -154,11 +156,10 @@ def test_half_a_report_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     path = make_dicom(tmp_path / "a.dcm", np.ones((9, 9), np.uint16))
 
     def full(_: Any, target: Any, *__: Any, **___: Any) -> None:
-        Path(target).write_bytes(b"half")
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     boxes = [reported(opened(path), (1, 1, 3, 3))]
-    monkeypatch.setattr("highdicom.sr.ComprehensiveSR.save_as", full)
-    with pytest.raises(OSError, match="no space left"):
+    monkeypatch.setattr("meddet_yolo.files.os.replace", full)
+    with pytest.raises(OSError, match=r"sr\.dcm cannot be written: the disk at /.* is full \([\d.]+ GB free\)"):
         write_structured_report(tmp_path / "sr.dcm", [path], boxes)
     assert [p.name for p in tmp_path.iterdir()] == ["a.dcm"]
