@@ -20,8 +20,8 @@ _NUMBERS = ("PatientID", "OtherPatientIDs", "AccessionNumber", "MedicalRecordLoc
 _BIRTH, _MORE_NUMBERS = "PatientBirthDate", "OtherPatientIDsSequence"
 IDENTIFYING = (*_NAMES, *_NUMBERS, _BIRTH, _MORE_NUMBERS)
 _MASK = "***"
-# A header that names its patient in thousands of words would make every name of the run slow to mask. More than a name in
-# three scripts has: letters of a value, words in it; and values of an attribute.
+# A header that names its patient in thousands of words would make every name of the run slow to mask. More than a name
+# in three scripts has: letters of a value, words in it; and values of an attribute.
 _LONGEST, _MOST_PARTS, _MOST_VALUES = 400, 40, 20
 _SEPARATOR = r"[\^=\s,;._/()\-\u2010-\u2015]+"
 _APOSTROPHES = "'\u2019\u2018`\u00b4"
