@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -19,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from meddet_yolo.console import as_list
+from meddet_yolo.console import as_list, describe
 
 MODES = ("train", "val", "predict", "export")
 _REQUIRED = {
@@ -48,7 +47,6 @@ _OWN_COMMANDS = {
     "slices": ("meddet_yolo.imaging.pictures", "write_pictures"),
 }
 _OTHER_FAMILIES = ("rtdetr", "fastsam", "sam_", "sam2_", "sam2.1_", "sam3", "mobile_sam", "yolo_nas")
-_MESSAGE_LIMIT = 300
 
 HELP = """\
 meddet: distil several YOLO detectors into one small one, inside Ultralytics
@@ -120,23 +118,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"meddet: error: {describe(error)}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
-
-
-def describe(error: BaseException) -> str:
-    r"""Return an exception as one line for a reader who does not know the code.
-
-    Examples:
-        >>> describe(ValueError("teacher a.pt has 3 classes,\n  expected 2"))
-        'teacher a.pt has 3 classes, expected 2'
-    """
-    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error))
-    text = re.sub(r"[\u2190-\u21ff\u2300-\u23ff\u2600-\u27bf\u2b00-\u2bff\ufe0f\U0001f000-\U0001faff]", "", text)
-    text = " ".join(text.split())
-    if isinstance(error, (AssertionError, AttributeError, LookupError)) or not text:  # says nothing by itself
-        text = f"{type(error).__name__}: {text}".rstrip(": ")
-    if len(text) > _MESSAGE_LIMIT:
-        text = f"{text[:_MESSAGE_LIMIT].rsplit(' ', 1)[0]} ... (MEDDET_TRACEBACK=1 shows all of it)"
-    return text
 
 
 # choosing a command ---------------------------------------------------------------------------------------------------

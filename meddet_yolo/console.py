@@ -1,13 +1,16 @@
-"""What the commands share: lists on the command line, and Ultralytics kept quiet."""
+"""What the commands share: lists on the command line, errors in one line, and Ultralytics kept quiet."""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["as_list", "quiet"]
+__all__ = ["as_list", "describe", "quiet"]
+
+_MESSAGE_LIMIT = 300
 
 
 def as_list(value: Any) -> list[Any]:
@@ -23,6 +26,23 @@ def as_list(value: Any) -> list[Any]:
         parts = (part.strip().strip("'\"") for part in value.strip("[]() ").split(","))
         return [part for part in parts if part]
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def describe(error: BaseException) -> str:
+    r"""Return an exception as one line for a reader who does not know the code.
+
+    Examples:
+        >>> describe(ValueError("teacher a.pt has 3 classes,\n  expected 2"))
+        'teacher a.pt has 3 classes, expected 2'
+    """
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error))
+    text = re.sub(r"[\u2190-\u21ff\u2300-\u23ff\u2600-\u27bf\u2b00-\u2bff\ufe0f\U0001f000-\U0001faff]", "", text)
+    text = " ".join(text.split())
+    if isinstance(error, (AssertionError, AttributeError, LookupError)) or not text:  # says nothing by itself
+        text = f"{type(error).__name__}: {text}".rstrip(": ")
+    if len(text) > _MESSAGE_LIMIT:
+        text = f"{text[:_MESSAGE_LIMIT].rsplit(' ', 1)[0]} ... (MEDDET_TRACEBACK=1 shows all of it)"
+    return text
 
 
 @contextmanager

@@ -255,23 +255,6 @@ def test_a_finished_checkpoint_is_not_resumed(failing, tiny_teachers):
     assert "cannot be resumed" in line
 
 
-def test_long_messages_are_cut_and_cleaned():
-    text = cli.describe(RuntimeError("\x1b[31mbad\x1b[0m ❌ file\n" + "and so on\n" * 100))
-    assert text.startswith("bad file and so on")
-    assert len(text) < 400
-    assert "MEDDET_TRACEBACK=1" in text
-    assert "\n" not in text
-    assert cli.describe(KeyError("x")) == "KeyError: 'x'"
-    assert cli.describe(ValueError()) == "ValueError"
-
-
-@given(st.text())
-def test_any_message_becomes_one_line(text):
-    line = cli.describe(ValueError(text))
-    assert line
-    assert len(line.splitlines()) == 1
-
-
 def test_traceback_is_shown_on_request(capsys, monkeypatch):
     monkeypatch.setenv("MEDDET_TRACEBACK", "1")
     assert cli.main(["trian"]) == 2

@@ -1,67 +1,114 @@
-"""Imports run downwards only: the four ground-floor rooms know nothing of one another, nor of what stands above."""
+"""Imports run downwards only, as the house is drawn: lazy ones and those for annotations included."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-GROUND = ("nn", "distill", "data", "trt")
-FLOORS = {  # a file may import from its own floor's room and from lower floors
-    **dict.fromkeys((*GROUND, "cfg", "console"), 0),
-    "evaluate": 1,
-    "registry": 2,
-    "backend": 2,
-    "predictor": 2,
-    "exporter": 2,
-    "trainer": 3,
-    "model": 4,
-    "benchmark": 5,
-    "quickstart": 5,
-    "cli": 6,
+LEAVES = ("cfg", "console", "_moved")  # import nothing of the package, and any room may import them
+GROUND = ("imaging", "distill", "nn", "phantom", "trt")  # import leaves only
+FLOORS = {  # a room may import from lower floors only, and so from no room beside it
+    **dict.fromkeys(LEAVES, 0),
+    **dict.fromkeys(GROUND, 1),
+    "data": 2,
+    "registry": 3,
+    "evaluate": 4,
+    **dict.fromkeys(("train", "predict", "export"), 5),
+    "model": 6,
+    "benchmark": 7,
+    **dict.fromkeys(("compare", "quickstart"), 8),
+    "cli": 9,
+    "__init__": 10,
 }
-# The door to Ultralytics installs the engines' back end, and finds shipped model files for those who look at models.
-DOOR = {("evaluate", "registry"), ("registry", "backend")}
+# Rooms that use less than what lies under them: images for data, calibration images and compilers for export.
+ONLY = {"data": {"imaging"}, "export": {"registry", "data", "trt"}}
 
 
-def sources() -> list[tuple[str, Path]]:
-    files = [(p.relative_to(ROOT / "meddet_yolo").parts[0].removesuffix(".py"), p) for p in package_files()]
-    return [(room, p) for room, p in files if room in FLOORS] + [("trt", p) for p in (ROOT / "trt").glob("*.py")]
+def module_name(file: Path) -> str:
+    """The dotted name that a file is imported by; cfg/ and trt/ are installed inside the package."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "meddet_yolo" else ("meddet_yolo", *parts)
+    return ".".join(parts).removesuffix(".__init__")
 
 
-def package_files() -> list[Path]:
-    return sorted((ROOT / "meddet_yolo").rglob("*.py"))
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
 
 
-def imported_rooms(file: Path) -> set[str]:
-    names: list[str] = []
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for block in ast.walk(tree):
-        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING":
-            block.body = []  # names for annotations are no dependency
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module == "meddet_yolo":
-            names += [f"meddet_yolo.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.append(node.module)
-    return {name.split(".")[1] for name in names if name.startswith("meddet_yolo.")}
+def imported(source: str, modules: set[str]) -> set[str]:
+    """The modules among `modules` that a source imports, wherever in it the statement stands."""
+
+    def names() -> Iterator[str]:
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module and not node.level, f"line {node.lineno}: a relative import; write the whole name"
+                inside = {f"{node.module}.{alias.name}" for alias in node.names}
+                yield from inside
+                if inside - modules:  # a name in the module itself
+                    yield node.module
+
+    return set(names()) & modules
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """Every module of the package with the modules of the package that it imports."""
+    files = {module_name(f): f for top in ("meddet_yolo", "trt", "cfg") for f in sorted((ROOT / top).rglob("*.py"))}
+    found = {name: imported(file.read_text(encoding="utf-8"), set(files)) for name, file in files.items()}
+    return {name: targets - {name} for name, targets in found.items()}
+
+
+def arrows(start: str) -> dict[str, set[str]]:
+    """The other rooms that a room imports from, each with the statements in question."""
+    found: dict[str, set[str]] = {}
+    for module, targets in imports().items():
+        if room(module) == start:
+            for target in targets:
+                found.setdefault(room(target), set()).add(f"{module} imports {target}")
+    found.pop(start, None)
+    return found
 
 
 def test_every_room_has_a_floor() -> None:
-    rooms = {p.relative_to(ROOT / "meddet_yolo").parts[0].removesuffix(".py") for p in package_files()}
-    assert rooms - {"__init__"} <= set(FLOORS)
+    assert {room(module) for module in imports()} == set(FLOORS)
 
 
-@pytest.mark.parametrize(
-    ("room", "file"), sources(), ids=lambda value: value.name if isinstance(value, Path) else value
-)
-def test_imports_run_downwards(room: str, file: Path) -> None:
-    for other in imported_rooms(file) - {room, "cfg", "console"}:
-        if (room, other) in DOOR:
-            continue
-        assert other in FLOORS, f"{file.name} imports meddet_yolo.{other}, which is on no floor"
-        assert FLOORS[other] < FLOORS[room], f"{file.name} in {room}/ imports from {other}"
+@pytest.mark.parametrize("start", FLOORS)
+def test_imports_run_downwards(start: str) -> None:
+    upwards = {line for target, lines in arrows(start).items() if FLOORS[target] >= FLOORS[start] for line in lines}
+    assert not upwards, "; ".join(sorted(upwards))
+
+
+@pytest.mark.parametrize("start", ONLY)
+def test_some_rooms_use_few_others(start: str) -> None:
+    lines = {line for other, found in arrows(start).items() if other not in {*ONLY[start], *LEAVES} for line in found}
+    assert not lines, "; ".join(sorted(lines))
+
+
+def test_no_circle_between_files() -> None:
+    try:
+        TopologicalSorter(imports()).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
+
+
+def test_every_kind_of_import_is_seen() -> None:
+    source = """
+from typing import TYPE_CHECKING
+import meddet_yolo.a
+if TYPE_CHECKING:
+    from meddet_yolo.b import B
+def late():
+    from meddet_yolo import c, name
+    from meddet_yolo.d import e, other
+    """
+    modules = {"meddet_yolo", *(f"meddet_yolo.{name}" for name in ("a", "b", "c", "d", "d.e", "f"))}
+    assert imported(source, modules) == modules - {"meddet_yolo.f"}

@@ -6,12 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Cuda", "CudaError", "Gpu", "check_number", "no_gpu", "open_cuda"]
+__all__ = ["Cuda", "CudaError", "Gpu", "check_number", "no_gpu"]
 
 
 class CudaError(RuntimeError):
@@ -124,47 +123,6 @@ class Cuda(ABC):
                 self.free_graph(self.end_capture())  # a stream left in capture mode could not be used again
             raise
         return self.end_capture()
-
-
-def open_cuda(device: int = 0, api: str = "auto") -> Cuda:
-    """Open a GPU.
-
-    Args:
-        device: Number of the GPU.
-        api: "pycuda", "cuda-python", or "auto" for the first of them that is installed.
-
-    Raises:
-        CudaError: If no library, driver or such GPU is there.
-        ValueError: If there is no such library.
-
-    Examples:
-        >>> open_cuda(api="cupy")
-        Traceback (most recent call last):
-        ...
-        ValueError: cuda must be 'auto', 'pycuda' or 'cuda-python', got 'cupy'
-    """
-    from meddet_yolo.trt.cuda_backends import CudaPython, PyCuda
-
-    kinds: dict[str, tuple[str, Callable[[int], Cuda]]] = {
-        "pycuda": ("pycuda", PyCuda),
-        "cuda-python": ("cuda.bindings", CudaPython),
-    }
-    if api not in ("auto", *kinds):
-        raise ValueError(f"cuda must be 'auto', 'pycuda' or 'cuda-python', got {api!r}")
-    for name, (module, kind) in kinds.items():
-        if api in ("auto", name) and _installed(module):
-            return kind(device)
-    missing = "neither pycuda nor cuda-python is" if api == "auto" else f"{api} is not"
-    raise CudaError(
-        f"{missing} installed: pip install cuda-python, or pycuda, which needs the CUDA toolkit and a compiler"
-    )
-
-
-def _installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # the parent package is missing
-        return False
 
 
 def no_gpu(reason: object) -> CudaError:

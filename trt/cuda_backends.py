@@ -10,6 +10,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from math import prod
 from typing import Any
 
@@ -18,11 +19,50 @@ from numpy.typing import DTypeLike, NDArray
 
 from meddet_yolo.trt.cuda_api import Cuda, CudaError, Gpu, check_number, no_gpu
 
-__all__ = ["CudaPython", "PyCuda"]
+__all__ = ["CudaPython", "PyCuda", "open_cuda"]
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the legacy default stream
 _CAPTURE_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on allocating
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+
+
+def open_cuda(device: int = 0, api: str = "auto") -> Cuda:
+    """Open a GPU.
+
+    Args:
+        device: Number of the GPU.
+        api: "pycuda", "cuda-python", or "auto" for the first of them that is installed.
+
+    Raises:
+        CudaError: If no library, driver or such GPU is there.
+        ValueError: If there is no such library.
+
+    Examples:
+        >>> open_cuda(api="cupy")
+        Traceback (most recent call last):
+        ...
+        ValueError: cuda must be 'auto', 'pycuda' or 'cuda-python', got 'cupy'
+    """
+    kinds: dict[str, tuple[str, Callable[[int], Cuda]]] = {
+        "pycuda": ("pycuda", PyCuda),
+        "cuda-python": ("cuda.bindings", CudaPython),
+    }
+    if api not in ("auto", *kinds):
+        raise ValueError(f"cuda must be 'auto', 'pycuda' or 'cuda-python', got {api!r}")
+    for name, (module, kind) in kinds.items():
+        if api in ("auto", name) and _installed(module):
+            return kind(device)
+    missing = "neither pycuda nor cuda-python is" if api == "auto" else f"{api} is not"
+    raise CudaError(
+        f"{missing} installed: pip install cuda-python, or pycuda, which needs the CUDA toolkit and a compiler"
+    )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the parent package is missing
+        return False
 
 
 class CudaPython(Cuda):

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meddet_yolo.trt.backends import Backend, BuildLog, load_backend, make_logger
-from meddet_yolo.trt.cuda_api import Cuda, CudaError, open_cuda
+from meddet_yolo.trt.cuda_api import Cuda, CudaError
+from meddet_yolo.trt.cuda_backends import open_cuda
 from meddet_yolo.trt.engine_file import read_engine
 
 __all__ = ["EngineSession", "IncompatibleEngineError"]

@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             _do(run, options)
         except Exception as error:
-            from meddet_yolo.cli import describe
+            from meddet_yolo.console import describe
 
             (run / REASON).write_text(f"{describe(error)}\n", encoding="utf-8")
             raise

@@ -156,7 +156,8 @@ class Gpu(SimpleNamespace):
 
 
 def main(api, engine):
-    from meddet_yolo.trt.cuda_api import CudaError, open_cuda
+    from meddet_yolo.trt.cuda_api import CudaError
+    from meddet_yolo.trt.cuda_backends import open_cuda
     from meddet_yolo.trt.engine_session import EngineSession
     from tests.trt._fake_gpu import fake_backend
 

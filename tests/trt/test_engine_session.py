@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto
 
 from meddet_yolo.trt import engine_file
-from meddet_yolo.trt.cuda_api import Cuda, CudaError, open_cuda
+from meddet_yolo.trt.cuda_api import Cuda, CudaError
+from meddet_yolo.trt.cuda_backends import open_cuda
 from meddet_yolo.trt.engine_file import EngineFileError, sha256, sidecar_path, write_engine
 from meddet_yolo.trt.engine_session import EngineSession, IncompatibleEngineError
 from meddet_yolo.trt.runner import EngineRunner, Runner
@@ -370,7 +371,7 @@ def test_no_gpu_here():
 
 
 def test_no_cuda_library(monkeypatch):
-    monkeypatch.setattr("meddet_yolo.trt.cuda_api.find_spec", lambda name: None)
+    monkeypatch.setattr("meddet_yolo.trt.cuda_backends.find_spec", lambda name: None)
     with pytest.raises(CudaError, match="neither pycuda nor cuda-python is installed: pip install cuda-python"):
         open_cuda()
     with pytest.raises(CudaError, match="pycuda is not installed"):

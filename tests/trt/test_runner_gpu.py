@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from meddet_yolo.benchmark.candidates import Source
-from meddet_yolo.trt.cuda_api import open_cuda
+from meddet_yolo.trt.cuda_backends import open_cuda
 from meddet_yolo.trt.engine_session import IncompatibleEngineError
 from meddet_yolo.trt.runner import EngineRunner, OnnxRunner
 
