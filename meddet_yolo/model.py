@@ -24,7 +24,7 @@ __all__ = ["OWN_KEYS", "MedDet"]
 OWN_KEYS: dict[str, frozenset[str]] = {
     "train": DistillConfig.keys() | MRINoiseConfig.keys(),
     "val": frozenset({"noise", "sigma"}),
-    "predict": frozenset({"slices", "window", "sr"}),
+    "predict": frozenset({"slices", "window", "sr", "max_pixels"}),
     "export": EXPORT_KEYS,
 }
 
@@ -64,7 +64,8 @@ class MedDet(YOLO):
             predictor: As in `YOLO.predict`.
             **kwargs: As in `YOLO.predict`, and for DICOM and NIfTI `slices` ("mid", the default, "all" or a number of
                 slices around the middle of a series or volume), `window` ("header", the default, "percentile" or
-                (centre, width)) and `sr` (whether to write DICOM Structured Reports).
+                (centre, width)), `max_pixels` (the most that a picture may have) and `sr` (whether to write DICOM
+                Structured Reports).
 
         Returns:
             Results as `YOLO.predict` gives them; those of slices are `meddet_yolo.predict.predictor.SliceResults`.

@@ -13,6 +13,7 @@ import numpy as np
 
 from meddet_yolo.data.duplicates import Fingerprint, exact_duplicates, near_duplicates
 from meddet_yolo.data.splits import SPLITS
+from meddet_yolo.files import write_whole
 
 __all__ = ["Audit", "Entry", "audit"]
 
@@ -75,8 +76,8 @@ class Audit:
 
     def write(self, folder: Path, title: str) -> None:
         """Write `report.json` and `report.md`."""
-        (folder / "report.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        (folder / "report.md").write_text(self.as_markdown(title), encoding="utf-8")
+        write_whole(folder / "report.json", json.dumps(self.to_dict(), indent=2) + "\n")
+        write_whole(folder / "report.md", self.as_markdown(title))
 
     def as_text(self) -> str:
         """Return a few lines for a terminal."""

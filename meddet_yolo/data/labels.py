@@ -42,6 +42,8 @@ def _row_problem(file: Path, num_classes: int) -> str | None:
     """Return the first bad row of a label file and its reason."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        return f"cannot be opened: {error.strerror}"
     except UnicodeDecodeError:
         return "not a text file, expected rows of `class x y width height`"
     for number, line in enumerate(lines, start=1):
@@ -51,11 +53,11 @@ def _row_problem(file: Path, num_classes: int) -> str | None:
         try:
             values = [float(field) for field in fields]
         except ValueError:
-            return f"row {number}: {line.strip()!r} is not numeric, expected `class x y width height`"
+            return f"row {number}: {line.strip()[:60]!r} is not numeric, expected `class x y width height`"
         index, coordinates = values[0], values[1:]
         if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
             return f"row {number}: {len(values)} columns, expected `class x y width height`"
-        if index != int(index) or not 0 <= index < num_classes:
+        if not (0 <= index < num_classes and index == int(index)):  # also false for inf and NaN
             return f"row {number}: class {index:g} is out of range, expected 0 to {num_classes - 1}"
         bad = [c for c in coordinates if not math.isfinite(c) or not -TOLERANCE <= c <= 1 + TOLERANCE]
         if bad:

@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import cv2
 
 from meddet_yolo.files import write_whole
 from meddet_yolo.imaging.grey import checked_window
-from meddet_yolo.imaging.limits import MAX_PIXELS
+from meddet_yolo.imaging.limits import MAX_PIXELS, check_picture
 from meddet_yolo.imaging.search import find_volumes
 from meddet_yolo.imaging.volumes import Skipped
 
-__all__ = ["write_pictures"]
+__all__ = ["check_image", "write_pictures"]
+
+_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II", b"MM", b"RIFF")
+
+
+def check_image(path: Path, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse an ordinary image that announces too many pixels, before anything decodes it.
+
+    Args:
+        path: A PNG, JPEG, BMP, TIFF or WebP; of other kinds, and of damaged files, nothing is said here.
+        max_pixels: The most pixels that a picture may have.
+
+    Raises:
+        VolumeError: If it announces more.
+    """
+    from PIL import Image
+
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+        if not start.startswith(_STARTS):
+            return  # Pillow as Ultralytics patches it would install a plugin for what it does not know
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                width, height = image.size
+    except Exception:  # what cannot be opened is refused by whoever reads it
+        return
+    check_picture(height, width, None, max_pixels)
 
 
 def write_pictures(

@@ -7,7 +7,6 @@ pictures, every series, volume or file gets a JSON file and, on demand, a DICOM 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,10 +24,13 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.patches import imread
 
+from meddet_yolo.files import write_whole
 from meddet_yolo.imaging.grey import checked_window
+from meddet_yolo.imaging.limits import MAX_PIXELS, checked_max_pixels
+from meddet_yolo.imaging.pictures import check_image
 from meddet_yolo.imaging.privacy import content_key, public_name, redact
 from meddet_yolo.imaging.search import Found, find_volumes, holds_volumes
-from meddet_yolo.imaging.volumes import Skipped, Slice, Volume, is_volume
+from meddet_yolo.imaging.volumes import Skipped, Slice, Volume, is_volume, reason_of
 
 __all__ = ["MedDetPredictor", "SliceResults", "VolumeSource"]
 
@@ -45,19 +47,22 @@ class VolumeSource:
         slices: Which slices of a series or volume: "mid", "all" or a number.
         window: "header" (percentiles where it has none), "percentile", or (centre, width).
         sr: Whether to write DICOM Structured Reports.
+        max_pixels: The most pixels that a picture may have; see `meddet_yolo.imaging.limits`.
     """
 
     source: Any
     slices: str | int = "mid"
     window: str | tuple[float, float] = "header"
     sr: bool = False
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         """Check and normalise the arguments.
 
         Raises:
-            ValueError: If the window is none.
+            ValueError: If the window is none, or `max_pixels` no number of pixels.
         """
+        object.__setattr__(self, "max_pixels", checked_max_pixels(self.max_pixels))
         object.__setattr__(self, "window", checked_window(self.window))
 
     @staticmethod
@@ -219,12 +224,20 @@ class VolumeLoader:
         window: As in `VolumeSource`.
         batch: Images a batch.
         channels: Channels that the model takes.
+        max_pixels: The most pixels that an ordinary image may have.
     """
 
     mode = "image"
 
-    def __init__(self, found: Found, window: str | tuple[float, float], batch: int, channels: int) -> None:
-        self.found, self.window, self.bs, self.channels = found, window, batch, channels
+    def __init__(
+        self,
+        found: Found,
+        window: str | tuple[float, float],
+        batch: int,
+        channels: int,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.found, self.window, self.bs, self.channels, self.max_pixels = found, window, batch, channels, max_pixels
         self.source_type = SourceTypes()
         self.skipped = list(found.skipped)
         self.skipped_of: dict[int, list[Skipped]] = {}  # by volume, those that only decoding showed
@@ -268,7 +281,12 @@ class VolumeLoader:
                 yield f"{item.name}.png", image, item.name, (number, item)
         flag = cv2.IMREAD_GRAYSCALE if self.channels == 1 else cv2.IMREAD_COLOR
         for path in self.images:
-            image = imread(str(path), flags=flag)
+            try:
+                check_image(path, self.max_pixels)
+                image = imread(str(path), flags=flag)
+            except Exception as error:  # one file must not end the run
+                self._skip(Skipped(path, reason_of(error)))
+                continue
             if image is None:
                 self._skip(Skipped(path, "not an image, or damaged" if path.is_file() else "no such file any more"))
                 continue
@@ -315,7 +333,7 @@ class MedDetPredictor(DetectionPredictor):
         if hasattr(self.model, "imgsz") and not getattr(self.model, "dynamic", False):
             self.args.imgsz = self.model.imgsz  # an exported model of fixed size
         self.imgsz = check_imgsz(self.args.imgsz, stride=stride or self.model.stride, min_dim=2)
-        found = find_volumes(source.source, source.slices)
+        found = find_volumes(source.source, source.slices, source.max_pixels)
         videos = [path for path in found.beside if _suffix(path) in VID_FORMATS]
         alone = "a video beside DICOM or NIfTI; give it by itself"
         found.skipped += [Skipped(path, alone).masked(found.words) for path in videos]
@@ -323,7 +341,8 @@ class MedDetPredictor(DetectionPredictor):
             LOGGER.warning(note)
         for skipped in found.skipped:
             LOGGER.warning(f"skipped {skipped}")
-        loader = VolumeLoader(found, source.window, self.args.batch, getattr(self.model, "channels", 3))
+        channels = getattr(self.model, "channels", 3)
+        loader = VolumeLoader(found, source.window, self.args.batch, channels, source.max_pixels)
         if loader.nf == 0:
             more = f" (and {len(found.skipped) - 1} more files)" if len(found.skipped) > 1 else ""
             raise ValueError(f"nothing to predict on: {found.skipped[0]}{more}" if found.skipped else "no image found")
@@ -332,6 +351,16 @@ class MedDetPredictor(DetectionPredictor):
         self.vid_writer: dict[Any, Any] = {}
         self._options = source
         self._done: dict[int, list[SliceResults]] = {}
+
+    def save_predicted_images(self, save_path: Path, frame: int | None = 0) -> None:
+        """Save a picture with its boxes as JPEG, whole and not through a link; videos as Ultralytics does."""
+        if self.dataset.mode in {"stream", "video"}:
+            super().save_predicted_images(save_path, frame)
+            return
+        done, content = cv2.imencode(".jpg", self.plotted_img)
+        if not done:
+            raise OSError(f"{save_path} cannot be encoded as JPEG")
+        write_whole(save_path.with_suffix(".jpg"), content.tobytes())
 
     def construct_results(self, preds: Any, img: Any, orig_imgs: Any) -> list[Any]:
         """Build the results of a batch; those of slices know their slice."""
@@ -390,9 +419,7 @@ class MedDetPredictor(DetectionPredictor):
             text = re.sub(
                 r"\[\s+([^][{}\"]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text
             )  # points on one line
-            temporary = self.save_dir / f".{name}.json.part"  # a file that is there is whole
-            temporary.write_text(text + "\n", encoding="utf-8")
-            os.replace(temporary, self.save_dir / f"{name}.json")
+            write_whole(self.save_dir / f"{name}.json", text + "\n")
         if sr:
             self._report(number, results, self.save_dir / f"{name}_sr.dcm")
 

@@ -434,11 +434,11 @@ def test_an_interrupted_conversion_is_taken_up_again(images, tmp_path, monkeypat
     whole = convert(images.parent, tmp_path / "whole", val=0.4).data.parent
     original, done = write.read_picture, []
 
-    def stop(item):
+    def stop(item, max_pixels):
         done.append(item)
         if len(done) > 3:
             raise KeyboardInterrupt
-        return original(item)
+        return original(item, max_pixels)
 
     monkeypatch.setattr(write, "read_picture", stop)
     with pytest.raises(KeyboardInterrupt):

@@ -19,7 +19,7 @@ def is_coco(path: Path) -> bool:
     """Return whether a JSON file has COCO's lists of images and annotations."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
 
@@ -80,7 +80,7 @@ def _read_file(file: Path, collection: Collection, images: ImageIndex) -> None:
                 continue
             try:
                 item.boxes.append(NamedBox(categories[annotation["category_id"]], _corners(annotation)))
-            except (KeyError, TypeError, ValueError) as error:
+            except (LookupError, TypeError, ValueError, ArithmeticError) as error:
                 number = annotation.get("id", "?")
                 collection.leave_out(file, f"annotation {number} of {name}: {_reason(error, annotation)}")
         collection.items.append(item)

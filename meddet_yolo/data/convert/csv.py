@@ -165,7 +165,10 @@ def table_rows(file: Path) -> tuple[list[str], list[list[str]]]:
         raise ValueError(f"{file} is no UTF-8 text: save the table as CSV in UTF-8") from error
     first = text.partition("\n")[0]
     separator = max(",;\t", key=first.count)
-    rows = [row for row in csv.reader(text.splitlines(), delimiter=separator) if any(cell.strip() for cell in row)]
+    try:
+        rows = [row for row in csv.reader(text.splitlines(), delimiter=separator) if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise ValueError(f"{file} is no CSV: {error}") from error
     if not rows:
         raise ValueError(f"{file} is empty")
     start = Path(rows[0][0]).suffix.lower()

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from meddet_yolo.data.convert.coco import is_coco, read_coco
 from meddet_yolo.data.convert.csv import find_columns, read_csv, table_rows
 from meddet_yolo.data.convert.masks import MASK_FOLDERS, is_mask_name, pair_masks, read_masks
 from meddet_yolo.data.convert.records import Collection, ImageIndex, image_files
 from meddet_yolo.data.convert.voc import read_voc
-from meddet_yolo.data.convert.yolo import PATIENTS_FILE, read_yolo
+from meddet_yolo.data.convert.yolo import PATIENTS_FILE, load_yaml, read_yolo
+from meddet_yolo.imaging.limits import MAX_PIXELS
 
 __all__ = ["FORMATS", "read_source"]
 
@@ -32,6 +31,7 @@ def read_source(
     mask_names: Mapping[int, str] | None = None,
     min_area: int = 4,
     instances: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[str, Collection]:
     """Read the annotations of a source.
 
@@ -45,6 +45,7 @@ def read_source(
         mask_names: Class name of each label in masks.
         min_area: Smallest area of a component of a mask, in pixels.
         instances: Whether a mask's labels number objects instead of classes.
+        max_pixels: The most pixels that a picture may have.
 
     Returns:
         The format's name and what was read.
@@ -81,13 +82,14 @@ def read_source(
         if not pictures:
             raise FileNotFoundError(f"no images in {images or root}: say where they are with images=FOLDER")
         options: dict[str, Any] = {"names": mask_names, "min_area": min_area, "instances": instances}
+        options["max_pixels"] = max_pixels
         return format, read_masks(pictures, mask_files, root, **options)
     if not files:
         raise FileNotFoundError(f"{source} holds no annotations of format={format}")
     if format == "yolo":
         if len(files) > 1:
             raise ValueError(f"{source} holds several data sets ({', '.join(f.name for f in files)}): name one of them")
-        return format, read_yolo(files[0])
+        return format, read_yolo(files[0], max_pixels)
     index = ImageIndex([images] if images is not None else _image_roots(root))
     if format == "coco":
         return format, read_coco(files, root, index)
@@ -131,8 +133,8 @@ def _is_table_of_boxes(path: Path) -> bool:
 
 def _is_data_set(path: Path) -> bool:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        content = load_yaml(path)
+    except ValueError:
         return False
     return isinstance(content, dict) and {"train", "val"} <= content.keys()
 

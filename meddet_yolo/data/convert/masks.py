@@ -11,8 +11,9 @@ import numpy as np
 
 from meddet_yolo.data.convert.pixels import open_picture
 from meddet_yolo.data.convert.records import Collection, Item, NamedBox
+from meddet_yolo.imaging.limits import MAX_PIXELS
 from meddet_yolo.imaging.nifti import is_nifti, read_nifti
-from meddet_yolo.imaging.volumes import stem_of
+from meddet_yolo.imaging.volumes import reason_of, stem_of
 
 __all__ = ["MASK_FOLDERS", "is_mask_name", "mask_boxes", "pair_masks", "read_masks"]
 
@@ -28,6 +29,7 @@ MASK_FOLDERS = (
     "labels",
 )
 _MARK = re.compile(r"[-_. ]*(masks?|seg(mentation)?s?|labels?|gt|dseg)$", re.IGNORECASE)
+_MOST_LABELS = 1000
 _CHANNEL = re.compile(r"_0000$")  # nnU-Net's first channel
 
 
@@ -46,6 +48,9 @@ def mask_boxes(
     Returns:
         The boxes, by label and place, and how many components were too small.
 
+    Raises:
+        ValueError: If there are so many labels that it can be no mask.
+
     Examples:
         >>> mask = np.zeros((8, 8), int)
         >>> mask[1:4, 1:3] = mask[5:8, 5:8] = 1
@@ -54,7 +59,10 @@ def mask_boxes(
         [(1.0, 1.0, 3.0, 4.0), (5.0, 5.0, 8.0, 8.0)]
     """
     boxes, small = [], 0
-    for value in (int(v) for v in np.unique(mask) if v > 0):
+    values = [int(v) for v in np.unique(mask) if v > 0]
+    if len(values) > _MOST_LABELS:
+        raise ValueError(f"holds {len(values)} labels, expected at most {_MOST_LABELS}: is it an image, no mask?")
+    for value in values:
         if names is not None and value not in names:
             continue
         region = (mask == value).astype(np.uint8)
@@ -63,7 +71,9 @@ def mask_boxes(
             found = [(columns[0], rows[0], columns[-1] + 1, rows[-1] + 1, int(region.sum()))]
         else:
             _, _, stats, _ = cv2.connectedComponentsWithStats(region, connectivity=8)
-            found = [(x, y, x + w, y + h, area) for x, y, w, h, area in stats[1:]]  # the first is the background
+            stats = stats[1:]  # the first is the background
+            small += int((stats[:, 4] < min_area).sum())
+            found = [(x, y, x + w, y + h, area) for x, y, w, h, area in stats[stats[:, 4] >= min_area]]
         for x0, y0, x1, y1, area in found:
             if area < min_area:
                 small += 1
@@ -118,6 +128,7 @@ def read_masks(
     names: Mapping[int, str] | None = None,
     min_area: int = 4,
     instances: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Collection:
     """Read boxes from masks. An image without a mask is left out; one with an empty mask has no boxes.
 
@@ -130,6 +141,7 @@ def read_masks(
         names: See `mask_boxes`.
         min_area: See `mask_boxes`.
         instances: See `mask_boxes`.
+        max_pixels: The most pixels that a picture may have; see `meddet_yolo.imaging.limits`.
     """
     collection = Collection(root)
     pairs, alone, orphans = pair_masks(images, masks)
@@ -140,15 +152,17 @@ def read_masks(
     specks, values = 0, set()
     for image, mask in pairs:
         try:
-            for item, labels in _items(image, mask):
+            for item, labels in _items(image, mask, max_pixels):
                 item.split = collection.part_of(image)
                 item.boxes, small = mask_boxes(labels, names, min_area=min_area, instances=instances)
                 specks += small
                 values |= {int(v) for v in np.unique(labels) if v > 0}
                 if item.boxes or item.index is None:
                     collection.items.append(item)
-        except (OSError, ValueError) as error:
-            collection.leave_out(mask, str(error))
+        except ImportError:  # what is missing is missing for all
+            raise
+        except Exception as error:
+            collection.leave_out(mask, str(error) if isinstance(error, (OSError, ValueError)) else reason_of(error))
     if specks:
         collection.notes.append(f"masks: {specks} components of fewer than min_area={min_area} pixels left out")
     if names is None:
@@ -164,35 +178,35 @@ def _short(values: Sequence[int]) -> str:
     return ", ".join(map(str, values[:10])) + (" ..." if len(values) > 10 else "")
 
 
-def _items(image: Path, mask: Path) -> Iterator[tuple[Item, np.ndarray]]:
+def _items(image: Path, mask: Path, max_pixels: int) -> Iterator[tuple[Item, np.ndarray]]:
     """Yield the images of a file, each with its labels of shape (H, W)."""
     if not is_nifti(mask):
-        labels = read_labels(mask)
+        labels = read_labels(mask, max_pixels)
         yield Item(image, declared=(labels.shape[1], labels.shape[0])), labels
         return
     if not is_nifti(image):
         raise ValueError(f"a NIfTI mask, but {image.name} is no NIfTI volume")
-    ours, theirs = read_nifti(mask), read_nifti(image)
+    ours, theirs = read_nifti(mask, max_pixels), read_nifti(image, max_pixels)
     if ours.shape != theirs.shape:
         shapes = (" x ".join(map(str, volume.shape)) for volume in (ours, theirs))
         raise ValueError("shape {} differs from its image's {}".format(*shapes))
     if ours.located and theirs.located and not np.allclose(ours.affine, theirs.affine, atol=0.1):
         raise ValueError("lies elsewhere in the patient than its image (the affine matrices differ)")
     voxels = np.moveaxis(np.moveaxis(ours.voxels(), 0, ours.axis), theirs.axis, 0)  # in the image's order
-    labels = _whole(voxels)
-    for index in range(len(labels)):
-        if labels[index].any():
-            yield Item(image, index=index), labels[index]
+    for index in range(len(voxels)):
+        labels = _whole(voxels[index])
+        if labels.any():
+            yield Item(image, index=index), labels
 
 
-def read_labels(mask: Path) -> np.ndarray:
+def read_labels(mask: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return the labels of a PNG mask, of shape (H, W); a palette's indices are its labels.
 
     Raises:
         ValueError: If it is damaged or in colour.
     """
-    with open_picture(mask) as picture:
-        mode, values = picture.mode, np.asarray(picture)
+    picture = open_picture(mask, max_pixels)
+    mode, values = picture.mode, np.asarray(picture)
     if values.ndim == 3:
         colours = values[..., :3]
         if mode not in ("RGB", "RGBA", "LA") or (mode != "LA" and (colours != colours[..., :1]).any()):

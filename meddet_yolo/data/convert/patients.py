@@ -12,7 +12,7 @@ from typing import Any
 from meddet_yolo.data.convert.records import Collection, pseudonym
 from meddet_yolo.data.convert.write import Planned
 from meddet_yolo.data.splits import SPLITS, LeakageError, check_leakage, natural, split_patients
-from meddet_yolo.imaging.dicom import is_dicom, require
+from meddet_yolo.imaging.dicom import is_dicom, load
 
 __all__ = ["assign_parts", "find_patients"]
 
@@ -54,8 +54,7 @@ def _dicom_patient(path: Path) -> str | None:
     if not path.is_file() or not is_dicom(path):
         return None
     try:
-        header = require("pydicom").dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"], force=True)
-        identity = str(header.get("PatientID", "") or "")
+        identity = str(load(path, pixels=False).get("PatientID", "") or "")
     except Exception:  # a damaged file is named with its reason when its pixels are read
         return None
     return pseudonym(identity) if identity else None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,18 +12,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from meddet_yolo.data.convert.records import Item
+from meddet_yolo.files import write_whole
 from meddet_yolo.imaging.geometry import SliceGeometry
 from meddet_yolo.imaging.grey import percentile_grey
+from meddet_yolo.imaging.limits import MAX_PIXELS, check_picture
 from meddet_yolo.imaging.volumes import Skipped, Slice, is_volume, open_volume, stem_of
 
-__all__ = ["Picture", "open_picture", "read_picture"]
+__all__ = ["Picture", "open_picture", "read_picture", "write_anew"]
 
-# What a picture's header may hold besides its pixels without telling anything of a patient.
-_HARMLESS = {"jfif", "jfif_version", "jfif_unit", "jfif_density", "adobe", "adobe_transform", "dpi", "gamma", "srgb"}
-_HARMLESS |= {"chromaticity", "interlace", "transparency", "background", "compression", "aspect", "resolution"}
-_HARMLESS |= {"progressive", "progression"}
 _STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II", b"MM", b"RIFF")
-_COPIED = frozenset({"JPEG", "PNG", "BMP", "WEBP"})
 
 
 @dataclass(frozen=True)
@@ -34,53 +30,57 @@ class Picture:
     Attributes:
         pixels: uint8 of shape (H, W) or, in BGR, (H, W, 3).
         name: Name for its file, without suffix.
-        original: The file itself where it holds pixels and nothing else; None where it must be written anew.
         geometry: How a medical slice was turned upright; None for an ordinary image.
     """
 
     pixels: np.ndarray
     name: str
-    original: Path | None = None
     geometry: SliceGeometry | None = None
 
-    @property
-    def suffix(self) -> str:
-        """Suffix of its file in the data set."""
-        return self.original.suffix.lower() if self.original else ".png"
-
     def write(self, path: Path) -> None:
-        """Write it, or copy the file that it came from; a file of the same content is left as it is.
+        """Write it as PNG; a file of the same content is left as it is.
+
+        Its file is never copied: what may hide in one (text, thumbnails, bytes behind the end or between the parts)
+        cannot be listed, what is decoded are pixels.
 
         Raises:
             OSError: If it cannot be written.
         """
-        if self.original is not None:
-            content = self.original.read_bytes()
-        else:
-            done, encoded = cv2.imencode(".png", self.pixels)
-            if not done:
-                raise OSError(f"{path} cannot be encoded")
-            content = encoded.tobytes()
-        if not path.is_file() or path.read_bytes() != content:
-            path.write_bytes(content)
+        done, encoded = cv2.imencode(".png", self.pixels)
+        if not done:
+            raise OSError(f"{path} cannot be encoded")
+        write_anew(path, encoded.tobytes())
 
 
-def read_picture(item: Item) -> Picture:
+def write_anew(path: Path, content: bytes) -> None:
+    """Write a file whole, unless it is there with that content; a link of its name is replaced."""
+    if path.is_symlink() or not path.is_file() or path.read_bytes() != content:
+        write_whole(path, content)
+
+
+def read_picture(item: Item, max_pixels: int = MAX_PIXELS) -> Picture:
     """Read an item's pixels.
+
+    Args:
+        item: The item.
+        max_pixels: The most pixels that a picture may have; see `meddet_yolo.imaging.limits`.
 
     Raises:
         ValueError: If they cannot be read, with the reason but without the file's name.
         ImportError: If pydicom or nibabel is missing.
     """
     if is_volume(item.path):
-        return _read_slice(item)
-    with open_picture(item.path) as image:
+        return _read_slice(item, max_pixels)
+    image = open_picture(item.path, max_pixels)
+    try:
         pixels = _as_bgr(ImageOps.exif_transpose(image))
-        return Picture(pixels, stem_of(item.path), item.path if _is_plain(image) else None)
+    except Exception as error:
+        reason = str(error) if isinstance(error, ValueError) else type(error).__name__
+        raise ValueError(f"cannot be read as an image ({reason})") from error
+    return Picture(pixels, stem_of(item.path))
 
 
-@contextmanager
-def open_picture(path: Path) -> Iterator[Image.Image]:
+def open_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open and decode a picture.
 
     Raises:
@@ -92,26 +92,15 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
         if not start.startswith(_STARTS):
             # Said here, for Pillow as Ultralytics patches it would install a plugin for what it does not know.
             raise ValueError("its first bytes are those of no known format")
-        with Image.open(path) as image:
-            image.load()
-            yield image
-    except (OSError, SyntaxError, ValueError, ImportError, Image.DecompressionBombError) as error:
-        reason = str(error).replace(repr(str(path)), "it").replace(str(path), "it")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pictures that are large, or oddly written
+            with Image.open(path) as image:
+                check_picture(image.height, image.width, None, max_pixels)  # before it is decoded
+                image.load()
+                return image
+    except Exception as error:  # Pillow's plugins raise all kinds
+        reason = str(error).replace(repr(str(path)), "it").replace(str(path), "it") or type(error).__name__
         raise ValueError(f"cannot be read as an image ({reason})") from error
-
-
-def _is_plain(image: Image.Image) -> bool:
-    """Return whether a file can be copied as it is: its pixels are 8-bit grey or colour, and it holds nothing else."""
-    segments = {name for name, _ in getattr(image, "applist", [])}  # of a JPEG; APP0 and APP14 tell how to decode it
-    return (
-        image.format in _COPIED
-        and image.mode in ("L", "RGB", "RGBA", "P", "1")
-        and getattr(image, "n_frames", 1) == 1
-        and set(image.info) <= _HARMLESS
-        and segments <= {"APP0", "APP14"}
-        and not getattr(image, "private_chunks", None)
-        and not image.getexif()
-    )
 
 
 def _as_bgr(image: Image.Image) -> np.ndarray:
@@ -126,9 +115,9 @@ def _as_bgr(image: Image.Image) -> np.ndarray:
     return cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
 
 
-def _read_slice(item: Item) -> Picture:
+def _read_slice(item: Item, max_pixels: int) -> Picture:
     """Read a DICOM image, a frame of one or a slice of a volume."""
-    slices = _decode(item.path)
+    slices = _decode(item.path, max_pixels)
     number = item.index
     if number is None:
         if len(slices) > 1:
@@ -143,9 +132,9 @@ def _read_slice(item: Item) -> Picture:
 
 
 @lru_cache(maxsize=2)  # the slices of a volume are asked for one after another
-def _decode(path: Path) -> dict[int, Slice | Skipped]:
+def _decode(path: Path, max_pixels: int) -> dict[int, Slice | Skipped]:
     """Return all slices of a file by their number; a file that cannot be read has one."""
-    volume = open_volume(path, "all")
+    volume = open_volume(path, "all", max_pixels)
     found = list(volume.read())
     if len(found) == 1 and isinstance(found[0], Skipped):
         return {part.index: found[0] for part in volume.parts}

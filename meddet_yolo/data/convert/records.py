@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections import defaultdict
@@ -107,7 +108,7 @@ class Collection:
 
 def pseudonym(identity: str) -> str:
     """Return what stands for an identity in messages, the same for the same one."""
-    return f"id-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
+    return f"id-{hashlib.sha256(identity.encode('utf-8', 'backslashreplace')).hexdigest()[:10]}"
 
 
 def split_of(path: Path) -> str | None:
@@ -172,8 +173,9 @@ class ImageIndex:
         """
         given = Path(name.strip().replace("\\", "/"))
         for folder in self.folders:
-            if (folder / given).is_file():
-                return folder / given
+            with contextlib.suppress(OSError, ValueError):  # a name that is too long, or none
+                if (folder / given).is_file():
+                    return folder / given
         found = self._by_name.get(given.name.lower(), [])
         for depth in range(2, len(given.parts) + 1):  # several of one name: as much of the given path as it takes
             if len(found) <= 1:
@@ -181,7 +183,7 @@ class ImageIndex:
             tail = tuple(part.lower() for part in given.parts[-depth:])
             found = [p for p in found if tuple(part.lower() for part in p.parts[-depth:]) == tail] or found
         if not found:
-            raise FileNotFoundError(f"image {given.as_posix()} is not there")
+            raise FileNotFoundError(f"image {given.as_posix()[:200]} is not there")
         if len(found) > 1:
             raise FileNotFoundError(f"image {given.as_posix()} is ambiguous: {found[0]} and {found[1]}")
         return found[0]

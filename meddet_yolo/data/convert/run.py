@@ -17,9 +17,11 @@ from meddet_yolo.data.convert.formats import read_source
 from meddet_yolo.data.convert.patients import assign_parts, find_patients
 from meddet_yolo.data.convert.pixels import Picture, read_picture
 from meddet_yolo.data.convert.records import Collection, Item
-from meddet_yolo.data.convert.write import Planned, earlier_files, write_data_set
+from meddet_yolo.data.convert.write import LOCK, Planned, earlier_files, write_data_set
 from meddet_yolo.data.duplicates import fingerprint
-from meddet_yolo.imaging.dicom import VolumeError
+from meddet_yolo.files import alone
+from meddet_yolo.imaging.limits import MAX_PIXELS, checked_max_pixels
+from meddet_yolo.imaging.volumes import reason_of
 
 __all__ = ["Conversion", "convert", "convert_command"]
 
@@ -65,13 +67,13 @@ def convert(
     min_area: int = 4,
     instances: bool = False,
     rename: bool = False,
+    max_pixels: int = MAX_PIXELS,
     check: bool = False,
 ) -> Conversion:
     """Convert annotated images to a data set in YOLO layout, or check one.
 
-    Images are copied where their files hold nothing but pixels, and written anew as PNG otherwise (DICOM, NIfTI, more
-    than 8 bits, EXIF or text in the header), so that nothing that identifies a patient is taken along but the names of
-    files, which `rename` replaces. Patients get pseudonyms.
+    Images are decoded and written anew as PNG, so that nothing that identifies a patient is taken along but the names
+    of files, which `rename` replaces. Patients get pseudonyms.
 
     Args:
         source: Annotation file or folder: COCO JSON, Pascal VOC XML, CSV, masks (PNG or NIfTI), or the YAML of a YOLO
@@ -93,6 +95,7 @@ def convert(
         min_area: Smallest component of a mask, in pixels, at least 1.
         instances: Whether the labels of masks number objects, so that each label is one box.
         rename: Whether to name images by pseudonym and number.
+        max_pixels: The most pixels that a picture may have; what is larger is left out with its reason.
         check: Whether only to report, without writing a data set.
 
     Returns:
@@ -100,6 +103,7 @@ def convert(
 
     Raises:
         FileExistsError: If `out` holds something that no conversion wrote.
+        BlockingIOError: If another conversion is writing to `out`.
         FileNotFoundError: If there are no annotations or images.
         LeakageError: If the given split has images of one patient in several parts.
         ValueError: If an argument is not valid, or nothing is left to write.
@@ -114,7 +118,7 @@ def convert(
     top, folder = Path(source).expanduser(), Path(out).expanduser() if out is not None else None
     if folder is not None:
         _keep_apart(top, folder, check)
-    mask_names = _mask_names(classes)
+    mask_names, max_pixels = _mask_names(classes), checked_max_pixels(max_pixels)
     column = patient if patient is not None and re.fullmatch(r"[\w .-]+", patient) else None
     kind, collection = read_source(
         top,
@@ -126,11 +130,12 @@ def convert(
         mask_names=mask_names,
         min_area=min_area,
         instances=instances,
+        max_pixels=max_pixels,
     )
     if not (kind == "csv" and column not in (None, "folder", "image")):
         find_patients(collection, patient)
     names = _class_names(collection, None if kind == "masks" else classes)
-    planned, entries = _look_at(collection, names)
+    planned, entries = _look_at(collection, names, max_pixels)
     if not planned:
         reasons = [*collection.notes, *map(str, collection.problems)]
         raise ValueError(f"{top} has no image that can be used{f': {reasons[0]}' if reasons else ''}")
@@ -141,12 +146,13 @@ def convert(
     report = audit(entries, names, notes=collection.notes, left_out=[str(p) for p in collection.problems])
     report.leaks[:0] = leak
     data = None
-    if not check and folder is not None:
-        arguments = {"format": kind, "split": split, "val": val, "test": test, "seed": seed, "rename": rename}
-        data = write_data_set(folder, planned, names, arguments, _progress("writing"))
+    arguments = {"format": kind, "split": split, "val": val, "test": test, "seed": seed, "rename": rename}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        report.write(folder, f"{'Check' if check else 'Conversion'} of a data set ({kind})")
+        with alone(folder / LOCK, f"another process is writing to out={folder}: wait for it, or name another folder"):
+            if not check:
+                data = write_data_set(folder, planned, names, arguments, max_pixels, _progress("writing"))
+            report.write(folder, f"{'Check' if check else 'Conversion'} of a data set ({kind})")
     return Conversion(data, report, report.left_out)
 
 
@@ -249,7 +255,7 @@ def _progress(what: str) -> Any:
 # Images ---------------------------------------------------------------------------------------------------------------
 
 
-def _look_at(collection: Collection, names: Sequence[str]) -> tuple[list[Planned], list[Entry]]:
+def _look_at(collection: Collection, names: Sequence[str], max_pixels: int) -> tuple[list[Planned], list[Entry]]:
     """Read every image once; what cannot be used is left out with its reason."""
     index = {name: number for number, name in enumerate(names)}
     planned, entries = [], []
@@ -260,10 +266,12 @@ def _look_at(collection: Collection, names: Sequence[str]) -> tuple[list[Planned
             continue
         seen.add((item.path, item.index))
         try:
-            picture = read_picture(item)
+            picture = read_picture(item, max_pixels)
             reason = _size_problem(item, picture)
-        except (VolumeError, ValueError) as error:
-            reason = str(error)
+        except ImportError:  # what is missing is missing for all
+            raise
+        except Exception as error:
+            reason = str(error) if isinstance(error, ValueError) else reason_of(error)
         if reason:
             collection.leave_out(item.path, reason)
             continue
@@ -284,7 +292,7 @@ def _look_at(collection: Collection, names: Sequence[str]) -> tuple[list[Planned
             for c, x0, y0, x1, y1 in boxes
         ]
         seen_as = fingerprint(picture.pixels)
-        planned.append(Planned(item, picture.name, picture.suffix, item.split or "", "", rows, seen_as.digest))
+        planned.append(Planned(item, picture.name, item.split or "", "", rows, seen_as.digest))
         entries.append(Entry(picture.name, "", None, (width, height), boxes, clipped, seen_as))
     return planned, entries
 
@@ -321,4 +329,4 @@ def _name(planned: Sequence[Planned], entries: Sequence[Entry], *, rename: bool)
         number = used[stem.lower()]
         p.name = f"{stem}_{number:03d}" if rename else stem if number == 1 else f"{stem}-{number}"
         used[p.name.lower()] += p.name != stem
-        entry.name, entry.split, entry.patient = f"{p.name}{p.suffix}", p.split, p.patient or None
+        entry.name, entry.split, entry.patient = f"{p.name}.png", p.split, p.patient or None

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meddet_yolo.data.convert.pixels import read_picture
+from meddet_yolo.data.convert.pixels import read_picture, write_anew
 from meddet_yolo.data.convert.records import Item
 from meddet_yolo.data.convert.yolo import PATIENTS_FILE
 from meddet_yolo.data.splits import SPLITS
+from meddet_yolo.files import write_whole
+from meddet_yolo.imaging.limits import MAX_PIXELS
 
-__all__ = ["Planned", "earlier_files", "write_data_set"]
+__all__ = ["LOCK", "Planned", "earlier_files", "write_data_set"]
 
+LOCK = ".convert.lock"
 _MANIFEST = "convert.json"
 _MADE_BY = "meddet convert"
 
@@ -27,7 +31,6 @@ class Planned:
     Attributes:
         item: Where it comes from.
         name: Name of its file, without suffix, not used by another.
-        suffix: Suffix of its file.
         split: Its part.
         patient: Pseudonym of its patient; empty where patients are not known.
         rows: Its labels: class index, then centre, width and height in fractions of the image.
@@ -36,7 +39,6 @@ class Planned:
 
     item: Item
     name: str
-    suffix: str
     split: str
     patient: str
     rows: list[tuple[int, float, float, float, float]]
@@ -54,13 +56,13 @@ def earlier_files(out: Path) -> set[str]:
     """
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"out={out} is a file: name a folder")
-    if not out.is_dir() or not any(out.iterdir()):
+    if not out.is_dir() or not {path.name for path in out.iterdir()} - {LOCK}:
         return set()
     try:
         manifest = json.loads((out / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["made_by"] == _MADE_BY:
-            return set(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+            return {file for file in manifest["files"] if isinstance(file, str)}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     raise FileExistsError(f"out={out} is not empty and was not written by `{_MADE_BY}`: name another folder")
 
@@ -70,6 +72,7 @@ def write_data_set(
     planned: Sequence[Planned],
     names: Sequence[str],
     arguments: Mapping[str, Any],
+    max_pixels: int = MAX_PIXELS,
     progress: Any = iter,
 ) -> Path:
     """Write images, labels, patients and, as the last step, the YAML.
@@ -82,13 +85,14 @@ def write_data_set(
         planned: The images.
         names: Class names by index.
         arguments: What the conversion was asked for, for its record.
+        max_pixels: The most pixels that a picture may have.
         progress: Wraps the images for a progress bar.
 
     Returns:
         Path of `data.yaml`.
 
     Raises:
-        FileExistsError: If the folder holds something that no conversion wrote.
+        FileExistsError: If the folder holds something that no conversion wrote, or leads out of itself by a link.
     """
     before = earlier_files(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -101,13 +105,16 @@ def write_data_set(
         image, label = out / _image(p), out / _label(p)
         for path in (image, label):
             path.parent.mkdir(parents=True, exist_ok=True)
-        read_picture(p.item).write(image)
+            if path.parent.resolve() != out.resolve() / path.parent.relative_to(out):
+                raise FileExistsError(f"{path.parent} is a link to another folder: take it away, or name another out=")
+        read_picture(p.item, max_pixels).write(image)
         lines = [f"{cls} " + " ".join(f"{v:.6f}" for v in box) for cls, *box in p.rows]
-        label.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    with (out / PATIENTS_FILE).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("image", "patient", "split"))
-        writer.writerows((_image(p), p.patient, p.split) for p in planned)
+        write_anew(label, "".join(f"{line}\n" for line in lines).encode())
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(("image", "patient", "split"))
+    writer.writerows((_image(p), p.patient, p.split) for p in planned)
+    write_whole(out / PATIENTS_FILE, table.getvalue())
     for stale in before - files:
         path = (out / stale).resolve()
         if path.is_relative_to(out.resolve()):
@@ -116,12 +123,12 @@ def write_data_set(
     parts = [part for part in SPLITS if any(p.split == part for p in planned)]
     lines = [f"{part}: images/{part}" for part in parts]
     lines += ["names:", *(f"  {index}: {json.dumps(name, ensure_ascii=False)}" for index, name in enumerate(names))]
-    data.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(data, "\n".join(lines) + "\n")
     return data
 
 
 def _image(planned: Planned) -> str:
-    return f"images/{planned.split}/{planned.name}{planned.suffix}"
+    return f"images/{planned.split}/{planned.name}.png"
 
 
 def _label(planned: Planned) -> str:
@@ -129,4 +136,4 @@ def _label(planned: Planned) -> str:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(content, indent=1) + "\n")
