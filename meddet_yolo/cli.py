@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from meddet_yolo.console import as_list, describe
+from meddet_yolo.registry.options import check_numbers
 
 MODES = ("train", "val", "predict", "export")
 _REQUIRED = {
@@ -47,6 +48,9 @@ _OWN_COMMANDS = {
     "slices": ("meddet_yolo.imaging.pictures", "write_pictures"),
 }
 _OTHER_FAMILIES = ("rtdetr", "fastsam", "sam_", "sam2_", "sam2.1_", "sam3", "mobile_sam", "yolo_nas")
+# What Ultralytics reads as it is imported: no look-up whether the network is there, and so no statistics of use and no
+# look for a newer version; nothing is installed. Files that are asked for by name or address are still fetched.
+_NO_NETWORK = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
 
 HELP = """\
 meddet: distil several YOLO detectors into one small one, inside Ultralytics
@@ -79,10 +83,11 @@ Without teachers= it trains as `yolo` does. All arguments of `yolo` work: `medde
   teachers=       checkpoints to learn from: [a.pt,b.pt], a.pt,b.pt or a.pt (quote [ ] in zsh)
   fusion=         lwff, sum or concat           guard=          reconstruction, detection or none
   dist_weight=    weight of feature distillation                adv_weight=   weight of the adversarial term
-  distill_warmup= epochs until both are at full weight          trust=true    load a teacher that is no plain checkpoint
+  distill_warmup= epochs until both are at full weight          disc_lr=      learning rate of the adversary
   mri_noise=      probability that an image gets MRI noise (of strength mri_noise_sigma= and others)
 and more, each described in the README and in the commented recipe `cfg=default.yaml`.
 What meddet does not know (track, other tasks, ...) goes to Ultralytics, whose benchmark is `yolo benchmark`.
+trust=true lets files run code that a command reads (checkpoints, model and data YAMLs): only for files that you trust.
 For research only: this is no medical device."""
 
 
@@ -104,8 +109,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         2
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    for name, value in _NO_NETWORK.items():
+        os.environ.setdefault(name, value)
     try:
-        _dispatch(args)
+        args, trust = _take_trust(args)
+        from meddet_yolo.registry import trusting
+
+        with trusting(trust):
+            _dispatch(args)
     except KeyboardInterrupt as interrupt:
         print(f"\nmeddet: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
@@ -121,6 +132,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 # choosing a command ---------------------------------------------------------------------------------------------------
+
+
+def _take_trust(args: Sequence[str]) -> tuple[list[str], bool]:
+    """Take `trust=true` out of the arguments: it holds for whatever the command reads.
+
+    Examples:
+        >>> _take_trust(["val", "model=a.pt", "trust=true"]), _take_trust(["--trust", "train"])
+        ((['val', 'model=a.pt'], True), (['train'], True))
+    """
+    rest, trust = [], False
+    for argument in args:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if key.strip() != "trust":
+            rest.append(argument)
+        elif not equals or value.strip().lower() in {"true", "false"}:
+            trust = value.strip().lower() != "false"
+        else:
+            raise UsageError(f"{argument}: expected trust=true or trust=false")
+    return rest, trust
 
 
 def _dispatch(args: list[str]) -> None:
@@ -144,6 +174,11 @@ def _dispatch(args: list[str]) -> None:
     options = {**(_recipe(cfg) if cfg is not None else {}), **options}
     task = next((w for w in words if w in TASKS), options.get("task") or "detect")
     mode = next((w for w in words if w in THEIR_MODES), options.get("mode"))
+    if options.get("teachers") and (task != "detect" or _is_other_family(options.get("model"))):
+        raise UsageError(
+            f"model={options.get('model')} (task {task}) cannot be a student: teachers= distils into YOLO detectors, "
+            "such as meddet-n.yaml or yolo11n.yaml"
+        )
     if mode in MODES and task == "detect" and not _is_other_family(options.get("model")):
         _run_mode(mode, [w for w in words if w not in (mode, task)], options)
     elif mode is not None or (words[:1] and words[0] in _THEIR_COMMANDS):
@@ -253,6 +288,8 @@ def _recipe(cfg: Any) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         raise ValueError(f"cfg={cfg} must hold 'key: value' lines, got a {type(recipe).__name__}")
     recipe.pop("cfg", None)
+    if recipe.pop("trust", False) is not False:
+        raise UsageError(f"cfg={cfg} says trust: that is the command line's to say, because a recipe is a file too")
     return {str(k): v for k, v in recipe.items()}
 
 
@@ -293,6 +330,7 @@ def _run_mode(mode: str, words: Sequence[str], options: dict[str, Any]) -> None:
         raise UsageError(f"{words[0]!r} is neither a command nor key=value")
     options = {k: v for k, v in options.items() if k not in {"mode", "task"}}
     _check_keys(mode, options)
+    check_numbers(options, mode)
     resume = options.get("resume")
     if isinstance(resume, str):
         options["model"], options["resume"] = resume, True
@@ -311,7 +349,7 @@ def _run_mode(mode: str, words: Sequence[str], options: dict[str, Any]) -> None:
 
     from meddet_yolo.model import MedDet
 
-    model = MedDet(name, task="detect" if name.endswith((".yaml", ".yml")) else None)
+    model = MedDet(name)
     if mode == "train":
         _train(model, name, options)
     elif mode == "predict":
@@ -359,6 +397,8 @@ def _report_skipped(skipped: Collection[Any], *, rest: bool = True) -> None:
 
 def _train(model: Any, name: str, options: dict[str, Any]) -> None:
     """Train; when interrupted, say how to go on."""
+    from meddet_yolo.registry import is_trusted
+
     ckpt = model.ckpt or {}
     if options.get("resume") and not (ckpt.get("epoch", -1) >= 0 and ckpt.get("optimizer") is not None):
         raise ValueError(f"{name} cannot be resumed: it is no last.pt of an unfinished training")
@@ -367,7 +407,8 @@ def _train(model: Any, name: str, options: dict[str, Any]) -> None:
     except KeyboardInterrupt:
         last = getattr(model.trainer, "last", None)
         if last is not None and Path(last).is_file():
-            message = f"interrupted; to go on: meddet train model={last} resume=True"
+            trust = " trust=true" if is_trusted() else ""
+            message = f"interrupted; to go on: meddet train model={last} resume=True{trust}"
         else:
             message = "interrupted before the first epoch was complete; nothing to resume"
         raise KeyboardInterrupt(message) from None
@@ -444,6 +485,7 @@ def _call(function: Callable[..., Any], command: str, args: Sequence[str]) -> An
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in options:
             raise UsageError(f"{key}= is missing: `meddet {command} {key}=...`")
+    check_numbers(options)
     return function(**options)
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from ultralytics import YOLO
+from ultralytics.engine.model import Model
 
 from meddet_yolo import registry
 from meddet_yolo.data.mri_noise import MRINoiseConfig
@@ -16,6 +21,8 @@ from meddet_yolo.export.exporter import export
 from meddet_yolo.export.formats import is_ours
 from meddet_yolo.export.request import EXPORT_KEYS
 from meddet_yolo.predict.predictor import MedDetPredictor, VolumeSource
+from meddet_yolo.registry.options import check_numbers
+from meddet_yolo.registry.run_folders import leaving_no_empty_folder
 from meddet_yolo.train.trainer import DistillTrainer
 
 __all__ = ["OWN_KEYS", "MedDet"]
@@ -31,13 +38,94 @@ OWN_KEYS: dict[str, frozenset[str]] = {
 registry.register()
 
 
-class MedDet(YOLO):
+class _Guarded(Model):
+    """Methods of a model of Ultralytics that trust no file unless told so, and refuse before they write anything."""
+
+    _trust = False
+
+    @contextmanager
+    def _guard(self, mode: str, options: dict[str, Any]) -> Iterator[bool]:
+        """Check the options of a method, of which `trust` is taken out, and trust as it or the model says."""
+        trust = options.pop("trust", None)
+        check_numbers(options, mode)
+        trust = self._trust or registry.is_trusted() if trust is None else trust
+        with registry.trusting(trust), leaving_no_empty_folder():
+            yield trust
+
+    def load(self, weights: Any = "yolo26n.pt", **kwargs: Any) -> Any:
+        """Load weights as `YOLO.load` does."""
+        with self._guard("load", kwargs):
+            return super().load(weights, **kwargs)
+
+    def train(self, trainer: Any = None, **kwargs: Any) -> Any:
+        """Train as `YOLO.train` does, on labels and on the features of `teachers` where there are any.
+
+        Args:
+            trainer: As in `YOLO.train`.
+            **kwargs: As in `YOLO.train`, and the options of distillation and of MRI noise.
+
+        Returns:
+            The metrics as in `YOLO.train`.
+
+        Raises:
+            ValueError: If an option is out of range, or the model is none that teachers can teach.
+        """
+        with self._guard("train", kwargs) as trusted:
+            if kwargs.get("teachers"):
+                self._check_student()
+            kind = trainer or self._smart_load("trainer")
+            if trusted and isinstance(kind, type) and issubclass(kind, DistillTrainer):
+                kwargs["trust"] = True  # which it hands to the processes of other devices
+            return super().train(trainer, **kwargs)
+
+    def val(self, validator: Any = None, **kwargs: Any) -> Any:
+        """Validate as `YOLO.val` does."""
+        with self._guard("val", kwargs):
+            return super().val(validator, **kwargs)
+
+    def predict(self, source: Any = None, stream: bool = False, predictor: Any = None, **kwargs: Any) -> Any:
+        """Predict as `YOLO.predict` does."""
+        with self._guard("predict", kwargs):
+            return super().predict(source, stream, predictor, **kwargs)
+
+    def export(self, **kwargs: Any) -> str:
+        """Export as `YOLO.export` does."""
+        with self._guard("export", kwargs):
+            return str(super().export(**kwargs))
+
+    def _check_student(self) -> None:
+        """Refuse to distil into anything but a detector whose head reads a pyramid of maps."""
+        layers = getattr(self.model, "model", None)
+        head = type(layers[-1]).__name__ if isinstance(layers, nn.Sequential) and len(layers) else "none"
+        if self.task != "detect" or "RTDETR" in head:
+            kind = "an RT-DETR" if "RTDETR" in head else f"for task {self.task!r}"
+            raise ValueError(
+                f"model={self.model_name} is {kind}; teachers= distils into YOLO detectors, such as meddet-n.yaml or "
+                "yolo11n.yaml (an RT-DETR can be a teacher)"
+            )
+
+
+@cache
+def _guarded(kind: type) -> type:
+    """Return a class of Ultralytics, for a model that `YOLO` has turned into one of another family, with our guards."""
+    return type(kind.__name__, (_Guarded, kind), {})
+
+
+class MedDet(_Guarded, YOLO):
     """A detector with every method of `ultralytics.YOLO`, whose `train` takes teachers.
 
     Args:
         model: A shipped model name ("meddet-n.yaml"), any Ultralytics detection YAML, or a checkpoint.
         task: As in `YOLO`; detection is what distillation supports.
         verbose: Whether to print the model's layers.
+        trust: Whether the files that this model reads, then or later, may run code: its checkpoint or YAML,
+            `pretrained`, teachers, and the `download:` block of a data set. Only for files that you made or trust.
+            `train`, `val`, `predict`, `export` and `load` take it too, for one call.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        TypeError: If the file is no checkpoint of a model.
+        ValueError: If the file is damaged, or would run code and is not trusted.
 
     Examples:
         >>> from meddet_yolo import MedDet
@@ -46,6 +134,22 @@ class MedDet(YOLO):
         'detect'
         >>> model.train(data="d.yaml", teachers=["a.pt", "b.pt"], epochs=100, imgsz=512)  # doctest: +SKIP
     """
+
+    def __init__(
+        self,
+        model: str | Path | Model = "yolo26n.pt",
+        task: str | None = None,
+        verbose: bool = False,
+        *,
+        trust: bool = False,
+    ) -> None:
+        with registry.trusting(trust or registry.is_trusted()):
+            if isinstance(model, str | Path) and Path(model).is_file() and not Path(model).stat().st_size:
+                raise ValueError(f"model={model} is an empty file")
+            super().__init__(model, task, verbose)
+            if not isinstance(self, MedDet):
+                self.__class__ = _guarded(type(self))  # type: ignore[unreachable]
+            self._trust = registry.is_trusted()
 
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:
@@ -96,17 +200,20 @@ class MedDet(YOLO):
         Raises:
             ValueError: An unknown noise, a strength out of range, or strengths without a noise.
         """
-        if noise is None:
-            if sigma is not None:
-                raise ValueError(f"sigma={sigma} needs a noise: add noise=rician, or another of `meddet help`")
-            if kwargs.get("data") is not None:
-                kwargs["data"] = find_data(kwargs["data"])
-            return super().val(validator, **kwargs)
-        from meddet_yolo.evaluate.noise import STRENGTHS, noise_robustness
+        with self._guard("val", kwargs):
+            if noise is None:
+                if sigma is not None:
+                    raise ValueError(f"sigma={sigma} needs a noise: add noise=rician, or another of `meddet help`")
+                if kwargs.get("data") is not None:
+                    kwargs["data"] = find_data(kwargs["data"])
+                return super().val(validator, **kwargs)
+            from meddet_yolo.evaluate.noise import STRENGTHS, noise_robustness
 
-        data = kwargs.pop("data", None) or self._val_data()
-        name = Path(self.ckpt_path or self.model_name).stem
-        return noise_robustness({name: self}, data, noise=noise, sigma=STRENGTHS if sigma is None else sigma, **kwargs)
+            data = kwargs.pop("data", None) or self._val_data()
+            name = Path(self.ckpt_path or self.model_name).stem
+            return noise_robustness(
+                {name: self}, data, noise=noise, sigma=STRENGTHS if sigma is None else sigma, **kwargs
+            )
 
     def export(self, **kwargs: Any) -> str:
         """Export as `YOLO.export` does; engines, ONNX and OpenVINO behind a parity gate and in more ways.
@@ -126,8 +233,9 @@ class MedDet(YOLO):
         """
         form = str(kwargs.get("format", "torchscript")).lower()
         if is_ours(form) and self.task == "detect":
-            self._check_is_pytorch_model()
-            return export(self, **kwargs)
+            with self._guard("export", kwargs):
+                self._check_is_pytorch_model()
+                return export(self, **kwargs)
         wrong = sorted(EXPORT_KEYS & kwargs.keys() - {"end2end"})
         if wrong:
             raise ValueError(f"{wrong[0]}= is for format=engine, onnx or openvino, not for format={form}")
@@ -145,4 +253,5 @@ class MedDet(YOLO):
                 "tune() trains by the stock `yolo` command and would silently leave the teachers out; "
                 "tune without teachers=, then distil with the settings it finds"
             )
-        return super().tune(*args, **kwargs)
+        with self._guard("tune", kwargs):
+            return super().tune(*args, **kwargs)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from meddet_yolo.compare.files import LOG
+from meddet_yolo.registry.trust import is_trusted
 
 __all__ = ["Executor", "Finished", "LocalExecutor", "devices_of", "how_it_ended", "start_run"]
 
@@ -101,7 +102,7 @@ class LocalExecutor:
         """Begin a run on the device that has the fewest; its output goes to a log in its folder."""
         loads = [device for _, device in self._running.values()]
         device = min(self._devices, key=loads.count)
-        how = {"device": device, "workers": self._workers, "nice": self._nice}
+        how = {"device": device, "workers": self._workers, "nice": self._nice, "trust": is_trusted()}
         self._running[folder.name] = (start_run(self._command, folder, how, self._threads), device)
 
     def poll(self) -> list[Finished]:

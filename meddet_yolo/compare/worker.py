@@ -22,6 +22,7 @@ import yaml
 
 from meddet_yolo.compare.files import FOUND, PROGRESS, REASON, RESULT, SPEC, WEIGHTS, read_json, write_json
 from meddet_yolo.compare.plan import with_head
+from meddet_yolo.registry.trust import trusting
 
 __all__ = ["main"]
 
@@ -32,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Do a run; a failure leaves its reason in the folder.
 
     Args:
-        arguments: Folder of the run, and a JSON of how to run it: `device`, `workers` of the data loader, `nice`.
+        arguments: Folder of the run, and a JSON of how to run it: `device`, `workers` of the data loader, `nice`, and
+            whether to `trust` its files.
 
     Returns:
         Exit code.
@@ -48,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         (run / REASON).unlink(missing_ok=True)
         try:
-            _do(run, options)
+            with trusting(bool(options.get("trust"))):
+                _do(run, options)
         except Exception as error:
             from meddet_yolo.console import describe
 
@@ -179,12 +182,12 @@ class _Training:
 
 def _state(last: Path) -> str:
     """Return how far a training has come: "new", "interrupted", "complete" or "broken"."""
-    import torch
+    from ultralytics.utils.patches import torch_load
 
     if not last.is_file():
         return "new"
     try:
-        checkpoint = torch.load(last, map_location="cpu", weights_only=False)  # a file of this run itself
+        checkpoint = torch_load(last, map_location="cpu")
     except Exception:
         return "broken"
     return "interrupted" if checkpoint.get("optimizer") is not None else "complete"

@@ -1,6 +1,6 @@
 """The only door to Ultralytics' internals: our layers in YAMLs, shipped files by name, detectors from checkpoints.
 
-Ultralytics has no hook for layers of a plugin, so `register` wraps four of its functions. Every wrapper hands the
+Ultralytics has no hook for layers of a plugin, so `register` wraps some of its functions. Every wrapper hands the
 work to the original and leaves models without our layers alone:
 
 - `parse_model` (`layers.py`): rows that name our layers are lowered to stock rows (`NmODE2Detect` -> `Detect`,
@@ -9,10 +9,18 @@ work to the original and leaves models without our layers alone:
   that name wins.
 - `BaseModel.load` (`weights.py`): says which tensors of pretrained weights were transferred and which were not.
 - `DetectionModel.init_criterion`: a head that brings its own training loss is asked for it.
-- `torch_safe_load`: our layers are known, and so allowed, before a checkpoint is read in safe mode.
 
 And the class that runs `.engine` files makes room for one that also knows TensorRT-RTX (`rtx_backend.py`), the one that
-runs OpenVINO models for one that computes ours as their export was checked (`engines.py`).
+runs OpenVINO models for one that computes ours as their export was checked (`engines.py`), and `get_save_dir`
+(`run_folders.py`): a run that is refused leaves no empty folder.
+
+Other wrappers keep files from running code as they are read, in the whole process and so for `YOLO` too, unless they
+are trusted (`trust.py`):
+
+- `torch_safe_load`, `torch_load` (`safe_loading.py`): checkpoints and all other pickles are read in safe mode.
+- `parse_model` (`model_yaml.py`): a model YAML names layers and activations, and nothing else.
+- `check_det_dataset` (`data_yaml.py`): the `download:` block of a data YAML is not run.
+- `load_dataset_cache_file`, `save_dataset_cache_file` (`label_cache.py`): label caches hold data and nothing else.
 
 `tests/registry/test_canary*.py` fail with a clear message when a new Ultralytics changes what this package leans on.
 
@@ -31,17 +39,27 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from meddet_yolo.registry.checkpoints import load_detector, wrap_torch_safe_load
+from meddet_yolo.registry.checkpoints import load_detector
+from meddet_yolo.registry.data_yaml import wrap_check_det_dataset
 from meddet_yolo.registry.engines import engine_backend, openvino_backend
 from meddet_yolo.registry.files import resolve_model_yaml, wrap_yaml_model_load
+from meddet_yolo.registry.label_cache import wrap_load_dataset_cache_file, wrap_save_dataset_cache_file
 from meddet_yolo.registry.layers import wrap_parse_model
+from meddet_yolo.registry.run_folders import wrap_get_save_dir
+from meddet_yolo.registry.safe_loading import wrap_torch_load, wrap_torch_safe_load
+from meddet_yolo.registry.trust import is_trusted, trusting
 from meddet_yolo.registry.weights import TransferReport, transfer_report, wrap_load
 
-__all__ = ["TransferReport", "load_detector", "register", "resolve_model_yaml", "transfer_report"]
+__all__ = [
+    "TransferReport",
+    "is_trusted",
+    "load_detector",
+    "register",
+    "resolve_model_yaml",
+    "transfer_report",
+    "trusting",
+]
 
-_TASKS = "ultralytics.nn.tasks"
-_AUTOBACKEND = "ultralytics.nn.autobackend"
-_HOLDERS = ("ultralytics.nn", "ultralytics.engine.model")  # modules that import the wrapped functions by name
 _lock = threading.RLock()
 
 
@@ -87,24 +105,40 @@ class _PatchWhenImported(MetaPathFinder):
         return spec
 
 
-def _patch(tasks: ModuleType) -> None:
-    """Wrap Ultralytics' functions wherever they are held."""
+def _wrap(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Any]) -> None:
+    """Wrap a function of Ultralytics wherever it is held; its modules import each other's functions by name."""
     with _lock:
-        for owner, name, wrap in (
-            (tasks, "parse_model", wrap_parse_model),
-            (tasks, "yaml_model_load", wrap_yaml_model_load),
-            (tasks.BaseModel, "load", wrap_load),
-            (tasks.DetectionModel, "init_criterion", _wrap_init_criterion),
-            (tasks, "torch_safe_load", wrap_torch_safe_load),
-        ):
-            original = getattr(owner, name)
-            if getattr(original, "_meddet", False):
-                continue
-            wrapper: Any = wrap(original)
-            wrapper._meddet = True
-            for holder in (owner, *(sys.modules[m] for m in _HOLDERS if m in sys.modules)):
-                if getattr(holder, name, None) is original:
-                    setattr(holder, name, wrapper)
+        original = getattr(owner, name)
+        if getattr(original, "_meddet", False):
+            return
+        wrapper: Any = wrap(original)
+        wrapper._meddet = True
+        theirs = [m for key, m in list(sys.modules.items()) if key.partition(".")[0] == "ultralytics"]
+        for holder in (owner, *theirs):
+            if vars(holder).get(name) is original:
+                setattr(holder, name, wrapper)
+
+
+def _patch_tasks(tasks: ModuleType) -> None:
+    _wrap(tasks, "parse_model", wrap_parse_model)
+    _wrap(tasks, "yaml_model_load", wrap_yaml_model_load)
+    _wrap(tasks, "torch_safe_load", wrap_torch_safe_load)
+    _wrap(tasks.BaseModel, "load", wrap_load)
+    _wrap(tasks.DetectionModel, "init_criterion", _wrap_init_criterion)
+
+
+def _patch_pickles(patches: ModuleType) -> None:
+    _wrap(patches, "torch_load", wrap_torch_load)
+
+
+def _patch_data(utils: ModuleType) -> None:
+    _wrap(utils, "check_det_dataset", wrap_check_det_dataset)
+    _wrap(utils, "load_dataset_cache_file", wrap_load_dataset_cache_file)
+    _wrap(utils, "save_dataset_cache_file", wrap_save_dataset_cache_file)
+
+
+def _patch_cfg(cfg: ModuleType) -> None:
+    _wrap(cfg, "get_save_dir", wrap_get_save_dir)
 
 
 def _patch_autobackend(autobackend: ModuleType) -> None:
@@ -115,7 +149,13 @@ def _patch_autobackend(autobackend: ModuleType) -> None:
             backends[name] = wrap(backends[name])
 
 
-_PATCHES: dict[str, Callable[[ModuleType], None]] = {_TASKS: _patch, _AUTOBACKEND: _patch_autobackend}
+_PATCHES: dict[str, Callable[[ModuleType], None]] = {
+    "ultralytics.nn.tasks": _patch_tasks,
+    "ultralytics.nn.autobackend": _patch_autobackend,
+    "ultralytics.utils.patches": _patch_pickles,
+    "ultralytics.data.utils": _patch_data,
+    "ultralytics.cfg": _patch_cfg,
+}
 
 
 def _wrap_init_criterion(original: Callable[..., Any]) -> Callable[..., Any]:

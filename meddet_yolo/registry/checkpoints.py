@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import re
-import sys
-import zipfile
-from collections.abc import Callable, Mapping
-from importlib import import_module
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from meddet_yolo.registry.trust import is_trusted, trusting
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["load_detector", "wrap_torch_safe_load"]
-
-_LAYERS = ("blocks", "heads", "gfl", "backbones", "shufflenet")
-_REFUSED = re.compile(r"unsupported global:? (?:GLOBAL )?(\S+)", re.IGNORECASE)  # in torch's own words
+__all__ = ["load_detector"]
 
 
 def load_detector(path: str | Path, trust: bool = False) -> nn.Module:
@@ -44,22 +37,13 @@ def load_detector(path: str | Path, trust: bool = False) -> nn.Module:
         >>> teacher.names  # doctest: +SKIP
         {0: 'disc'}
     """
+    from ultralytics.nn import tasks
+
     file = _checkpoint_file(path)
-    checkpoint = _read_checkpoint(file, trust)
+    with trusting(trust or is_trusted()):
+        checkpoint, _ = tasks.torch_safe_load(str(file))
     model = checkpoint.get("ema") or checkpoint.get("model")
     return _as_detector(model, checkpoint.get("train_args") or {}, file)
-
-
-def wrap_torch_safe_load(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `torch_safe_load` that allows our layers: each is allowed by the module that defines it."""
-
-    @functools.wraps(original)
-    def torch_safe_load(*args: Any, **kwargs: Any) -> Any:
-        for name in _LAYERS:
-            import_module(f"meddet_yolo.nn.{name}")
-        return original(*args, **kwargs)
-
-    return torch_safe_load
 
 
 def _checkpoint_file(path: str | Path) -> Path:
@@ -87,62 +71,6 @@ def _checkpoint_file(path: str | Path) -> Path:
     if str(file) != checks.check_yolov5u_filename(str(file).replace("'", ""), verbose=False):
         raise ValueError(f"Ultralytics would look for {file} under another name; rename the file (e.g. to teacher.pt)")
     return file
-
-
-def _read_checkpoint(file: Path, trust: bool) -> dict[str, Any]:
-    """Unpickle a checkpoint in Ultralytics' safe mode, or plainly if it is trusted."""
-    from ultralytics.nn.tasks import torch_safe_load
-
-    if file.stat().st_size == 0:
-        raise ValueError(f"checkpoint {file} is empty")
-    if _is_torchscript(file):
-        raise TypeError(f"{file} is a TorchScript export; give the .pt checkpoint that it was made from")
-    if trust:
-        _check_importable(file)
-    try:
-        checkpoint, _ = torch_safe_load(str(file), safe_only=not trust)
-    except Exception as error:  # a damaged pickle can raise anything
-        cause = error.__cause__ or error
-        names = [] if trust else _foreign_globals(file) or re.findall(_REFUSED, str(cause))
-        if names:
-            raise ValueError(
-                f"checkpoint {file} would run foreign code on loading ({', '.join(names)}); if you know where it comes "
-                "from, pass trust=true"
-            ) from error
-        reason = str(cause).strip().partition("\n")[0].partition(". ")[0]
-        raise ValueError(
-            f"checkpoint {file} cannot be read; it is truncated, damaged or of another Ultralytics version "
-            f"({type(cause).__name__}: {reason})"
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise TypeError(f"{file} holds a {type(checkpoint).__name__}, not an Ultralytics checkpoint")
-    return checkpoint
-
-
-def _is_torchscript(file: Path) -> bool:
-    """Return whether a file is an archive with code, which is what `torch.jit.save` writes."""
-    if not zipfile.is_zipfile(file):
-        return False
-    with zipfile.ZipFile(file) as archive:
-        return any("/code/" in name or name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _foreign_globals(file: Path) -> list[str]:
-    """Return the names that a checkpoint refers to and that safe loading does not allow."""
-    import torch
-
-    try:  # Ultralytics has allowed its own by now
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-    except Exception:  # not an archive, or damaged
-        return []
-
-
-def _check_importable(file: Path) -> None:
-    """Refuse a trusted checkpoint that needs a missing package, which Ultralytics would install with pip."""
-    for name in _foreign_globals(file):
-        package = name.partition(".")[0]
-        if package not in sys.modules and importlib.util.find_spec(package) is None:
-            raise ValueError(f"checkpoint {file} needs the package {package!r} ({name}), which is not installed")
 
 
 def _as_detector(model: Any, train_args: Mapping[str, Any], file: Path) -> nn.Module:

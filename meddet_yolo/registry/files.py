@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from meddet_yolo.registry.layers import names_our_layers
+from meddet_yolo.registry.layers import LAYER_NAMES, names_our_layers
+from meddet_yolo.registry.model_yaml import check_model_yaml
 
 __all__ = ["resolve_model_yaml", "wrap_yaml_model_load"]
 
@@ -15,12 +17,17 @@ _PREFIXES = ("meddet", "gfl-")
 
 
 def wrap_yaml_model_load(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `yaml_model_load` that finds shipped files and knows the scale of a file with one scale."""
+    """Return `yaml_model_load` that finds shipped files, knows the scale of a file with one, and refuses no models."""
+    names = vars(sys.modules[original.__module__])
 
     @functools.wraps(original)
     def yaml_model_load(path: str | Path) -> dict[str, Any]:
         shipped = None if Path(path).exists() else resolve_model_yaml(path)
-        d = original(shipped or path)
+        try:
+            d = original(shipped or path)
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{path} holds no model: expected `nc`, `backbone` and `head`") from error
+        check_model_yaml(d, names, LAYER_NAMES)
         if shipped:
             d["yaml_file"] = str(path)  # as given: checkpoints should not hold paths of this machine
         scales = d.get("scales")

@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,10 +14,12 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from meddet_yolo.registry.model_yaml import check_model_yaml
+
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["names_our_layers", "wrap_parse_model"]
+__all__ = ["LAYER_NAMES", "names_our_layers", "wrap_parse_model"]
 
 
 @dataclass(frozen=True)
@@ -44,18 +47,22 @@ _KINDS = {
     "GFLDetect": _Kind("Detect", "[nc, {options}]", 1),
 }
 _REPEATABLE = {"NmODE2Block"}
+LAYER_NAMES = frozenset(_KINDS)
 
 
 def names_our_layers(d: Mapping[str, Any]) -> bool:
     """Return whether a model YAML names a layer of ours."""
-    return any(row[2] in _KINDS for row in [*d["backbone"], *d["head"]])
+    rows = [row for part in ("backbone", "head") if isinstance(d.get(part), list) for row in d[part]]
+    return any(isinstance(row, list) and len(row) > 2 and str(row[2]) in _KINDS for row in rows)
 
 
 def wrap_parse_model(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `parse_model` that knows our layers."""
+    """Return `parse_model` that knows our layers and runs no code that a YAML holds."""
+    names = vars(sys.modules[original.__module__])
 
     @functools.wraps(original)
     def parse_model(d: dict[str, Any], ch: int, verbose: bool = True) -> tuple[nn.Sequential, list[int]]:
+        check_model_yaml(d, names, LAYER_NAMES)
         rows = [*d["backbone"], *d["head"]]
         ours = {i: _Row.read(i, row) for i, row in enumerate(rows) if row[2] in _KINDS}
         if not ours:

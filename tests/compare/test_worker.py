@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from ultralytics.data import dataset
 
 from meddet_yolo.compare.executor import WORKER
 from meddet_yolo.compare.files import FOUND, PROGRESS, RESULT, RUNS, SPEC, read_json, write_json
@@ -19,6 +18,7 @@ from meddet_yolo.compare.predictions import load_predictions
 from meddet_yolo.compare.speed import measure_speed
 from meddet_yolo.compare.worker import main
 from meddet_yolo.evaluate import report
+from meddet_yolo.registry import label_cache
 
 HOW = json.dumps({"device": "cpu", "workers": 0})
 
@@ -26,7 +26,7 @@ HOW = json.dumps({"device": "cpu", "workers": 0})
 @pytest.fixture(autouse=True)
 def _label_caches(monkeypatch):
     """A run keeps its process from writing label caches; other tests get them back."""
-    monkeypatch.setattr(dataset, "save_dataset_cache_file", dataset.save_dataset_cache_file)
+    monkeypatch.setattr(label_cache, "_writing", True)
 
 
 @pytest.fixture
