@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from meddet_yolo.console import as_list, describe
+from meddet_yolo.console import as_list, describe, fetch_only_what_is_asked_for
 from meddet_yolo.registry.options import check_numbers
 
 MODES = ("train", "val", "predict", "export")
@@ -48,9 +48,6 @@ _OWN_COMMANDS = {
     "slices": ("meddet_yolo.imaging.pictures", "write_pictures"),
 }
 _OTHER_FAMILIES = ("rtdetr", "fastsam", "sam_", "sam2_", "sam2.1_", "sam3", "mobile_sam", "yolo_nas")
-# What Ultralytics reads as it is imported: no look-up whether the network is there, and so no statistics of use and no
-# look for a newer version; nothing is installed. Files that are asked for by name or address are still fetched.
-_NO_NETWORK = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
 
 HELP = """\
 meddet: distil several YOLO detectors into one small one, inside Ultralytics
@@ -109,8 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         2
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    for name, value in _NO_NETWORK.items():
-        os.environ.setdefault(name, value)
+    fetch_only_what_is_asked_for()
     try:
         args, trust = _take_trust(args)
         from meddet_yolo.registry import trusting

@@ -1,16 +1,22 @@
-"""What the commands share: lists on the command line, errors in one line, and Ultralytics kept quiet."""
+"""What the commands share: lists on the command line, errors in one line, and Ultralytics kept quiet and offline."""
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["as_list", "describe", "quiet"]
+__all__ = ["as_list", "describe", "fetch_only_what_is_asked_for", "may_fetch", "quiet"]
 
 _MESSAGE_LIMIT = 300
+_ASKED_ONLY = "MEDDET_FETCH_ASKED_ONLY"  # for the processes that a command starts, too
+# What Ultralytics reads as it is imported: no look-up whether the network is there, and so no statistics of use and no
+# look for a newer version; nothing is installed.
+_QUIET_NETWORK = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
 
 
 def as_list(value: Any) -> list[Any]:
@@ -38,7 +44,11 @@ def describe(error: BaseException) -> str:
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error))
     text = re.sub(r"[\u2190-\u21ff\u2300-\u23ff\u2600-\u27bf\u2b00-\u2bff\ufe0f\U0001f000-\U0001faff]", "", text)
     text = " ".join(text.split())
-    if isinstance(error, (AssertionError, AttributeError, LookupError)) or not text:  # says nothing by itself
+    if isinstance(error, RecursionError):
+        text = "a file is nested too deeply"
+    elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        text = f"a name is too long for this file system: {str(error.filename)[:60]}..."
+    elif isinstance(error, (AssertionError, AttributeError, LookupError)) or not text:  # says nothing by itself
         text = f"{type(error).__name__}: {text}".rstrip(": ")
     if len(text) > _MESSAGE_LIMIT:
         text = f"{text[:_MESSAGE_LIMIT].rsplit(' ', 1)[0]} ... (MEDDET_TRACEBACK=1 shows all of it)"
@@ -56,3 +66,21 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         LOGGER.setLevel(level)
+
+
+def fetch_only_what_is_asked_for() -> None:
+    """Let this process fetch only files that are asked for, by name or address; for before Ultralytics is imported.
+
+    An environment that has set `YOLO_OFFLINE` or `YOLO_AUTOINSTALL` already keeps what it says.
+    """
+    if "YOLO_OFFLINE" not in os.environ:
+        os.environ[_ASKED_ONLY] = "1"
+    for name, value in _QUIET_NETWORK.items():
+        os.environ.setdefault(name, value)
+
+
+def may_fetch() -> bool:
+    """Return whether a file that was asked for may be fetched: not where there is no network, or is said to be none."""
+    from ultralytics.utils import ONLINE
+
+    return bool(ONLINE) or _ASKED_ONLY in os.environ

@@ -151,6 +151,16 @@ class MedDet(_Guarded, YOLO):
                 self.__class__ = _guarded(type(self))  # type: ignore[unreachable]
             self._trust = registry.is_trusted()
 
+    def _new(self, cfg: str, task: str | None = None, verbose: bool = False) -> None:
+        """Build the model of a YAML."""
+        try:
+            super()._new(cfg, task, verbose)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"model={cfg} is no YOLO detector; ultralytics.RTDETR and `meddet train model=rtdetr-l.yaml` train an "
+                "RT-DETR, without teachers="
+            ) from error
+
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:
         """Map each task to its classes, with ours for detection."""

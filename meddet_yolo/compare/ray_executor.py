@@ -10,6 +10,7 @@ from typing import Any
 
 from meddet_yolo.compare import executor
 from meddet_yolo.compare.executor import Finished, how_it_ended, start_run
+from meddet_yolo.registry.trust import is_trusted
 
 __all__ = ["RayExecutor"]
 
@@ -65,7 +66,11 @@ class RayExecutor:
         gpus = 0 if str(device) == "cpu" else self._resources("GPU")
         self._gpus = min(1.0, gpus / jobs) if gpus and jobs else float(gpus > 0)
         self._jobs, self._threads = jobs, threads
-        self._how = {"workers": workers if workers is not None else 4 if gpus else 0, "nice": nice}
+        self._how = {
+            "workers": workers if workers is not None else 4 if gpus else 0,
+            "nice": nice,
+            "trust": is_trusted(),
+        }
         self._command = list(command) if command else None
         self._task = ray.remote(_execute).options(
             num_cpus=threads, num_gpus=self._gpus, max_retries=_LOST_MACHINES, name="meddet compare"

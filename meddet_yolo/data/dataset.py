@@ -82,6 +82,13 @@ class MedDetDataset(YOLODataset):
         count = fraction if isinstance(fraction, int) else max(1, round(len(files) * fraction))
         return files[:count]
 
+    def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict[str, Any], bool]:
+        """Return the labels of a cache that fits the files and is whole, otherwise those that are read anew."""
+        cache, exists = super()._load_or_scan_cache(cache_path, cache_hash)
+        if exists and not _is_whole(cache, self.im_files):
+            return self.cache_labels(cache_path), False
+        return cache, exists
+
     def get_label_files(self) -> list[str]:
         """Return the label file of every image."""
         self.label_files = self.label_files_of(self.im_files)
@@ -131,6 +138,21 @@ class MedDetDataset(YOLODataset):
         if self._noise is not None:
             label["img"] = self._noise(label["img"])
         return label
+
+
+def _is_whole(cache: Mapping[str, Any], images: Sequence[str]) -> bool:
+    """Return whether a label cache holds what Ultralytics takes from one, and no other images than these."""
+    known = set(images)
+    try:
+        for label in cache["labels"]:
+            rows = len(label["cls"])
+            if (label["cls"].shape, label["bboxes"].shape) != ((rows, 1), (rows, 4)) or label["im_file"] not in known:
+                return False
+            if len(label["shape"]) != 2 or not isinstance(label["segments"], list) or not label["normalized"]:
+                return False
+        return len(cache["results"]) == 5 and all(isinstance(text, str) for text in cache["msgs"])
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 def _volumes(path: str) -> list[Path]:

@@ -20,8 +20,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import efficientnet, mobilenetv2, resnet, shufflenetv2
-from ultralytics.utils import LOGGER, ONLINE
+from ultralytics.utils import LOGGER
 
+from meddet_yolo.console import may_fetch
 from meddet_yolo.nn.shufflenet import ShuffleNet
 
 __all__ = ["BACKBONES", "Backbone"]
@@ -207,7 +208,7 @@ def _imagenet_file(name: str, network: str | None) -> Path | None:
         if file.is_file():
             return file
         reason = f"{file} does not exist and this machine is offline"
-        if ONLINE:
+        if may_fetch():
             timeout = socket.getdefaulttimeout()
             socket.setdefaulttimeout(_TIMEOUT)  # the download itself would wait for ever
             try:

@@ -11,8 +11,9 @@ work to the original and leaves models without our layers alone:
 - `DetectionModel.init_criterion`: a head that brings its own training loss is asked for it.
 
 And the class that runs `.engine` files makes room for one that also knows TensorRT-RTX (`rtx_backend.py`), the one that
-runs OpenVINO models for one that computes ours as their export was checked (`engines.py`), and `get_save_dir`
-(`run_folders.py`): a run that is refused leaves no empty folder.
+runs OpenVINO models for one that computes ours as their export was checked (`engines.py`), `get_save_dir`
+(`run_folders.py`): a run that is refused leaves no empty folder; and `check_font`, `check_amp` (`network.py`): nothing is
+fetched that nobody has asked for.
 
 Other wrappers keep files from running code as they are read, in the whole process and so for `YOLO` too, unless they
 are trusted (`trust.py`):
@@ -45,6 +46,7 @@ from meddet_yolo.registry.engines import engine_backend, openvino_backend
 from meddet_yolo.registry.files import resolve_model_yaml, wrap_yaml_model_load
 from meddet_yolo.registry.label_cache import wrap_load_dataset_cache_file, wrap_save_dataset_cache_file
 from meddet_yolo.registry.layers import wrap_parse_model
+from meddet_yolo.registry.network import wrap_check_amp, wrap_check_font
 from meddet_yolo.registry.run_folders import wrap_get_save_dir
 from meddet_yolo.registry.safe_loading import wrap_torch_load, wrap_torch_safe_load
 from meddet_yolo.registry.trust import is_trusted, trusting
@@ -137,6 +139,11 @@ def _patch_data(utils: ModuleType) -> None:
     _wrap(utils, "save_dataset_cache_file", wrap_save_dataset_cache_file)
 
 
+def _patch_checks(checks: ModuleType) -> None:
+    _wrap(checks, "check_font", wrap_check_font)
+    _wrap(checks, "check_amp", wrap_check_amp)
+
+
 def _patch_cfg(cfg: ModuleType) -> None:
     _wrap(cfg, "get_save_dir", wrap_get_save_dir)
 
@@ -155,6 +162,7 @@ _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "ultralytics.utils.patches": _patch_pickles,
     "ultralytics.data.utils": _patch_data,
     "ultralytics.cfg": _patch_cfg,
+    "ultralytics.utils.checks": _patch_checks,
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meddet_yolo.console import may_fetch
 from meddet_yolo.registry.trust import is_trusted, trusting
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def load_detector(path: str | Path, trust: bool = False) -> nn.Module:
 
 def _checkpoint_file(path: str | Path) -> Path:
     """Return the local file of a checkpoint, downloading an official one."""
-    from ultralytics.utils import ONLINE, SETTINGS, checks
+    from ultralytics.utils import SETTINGS, checks
     from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 
     file = Path(path).expanduser()
@@ -65,7 +66,7 @@ def _checkpoint_file(path: str | Path) -> Path:
         stored = Path(SETTINGS["weights_dir"]) / name
         if file.name != str(path) or name not in GITHUB_ASSETS_NAMES:
             raise FileNotFoundError(f"checkpoint {file} does not exist")
-        if not stored.is_file() and not ONLINE:
+        if not stored.is_file() and not may_fetch():
             raise FileNotFoundError(f"checkpoint {file} is not here and cannot be downloaded: this machine is offline")
         file = Path(attempt_download_asset(name))
     if str(file) != checks.check_yolov5u_filename(str(file).replace("'", ""), verbose=False):

@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from meddet_yolo.registry.network import check_fetching
 from meddet_yolo.registry.trust import is_trusted
 
 __all__ = ["wrap_torch_load", "wrap_torch_safe_load"]
@@ -40,6 +41,7 @@ def wrap_torch_safe_load(original: Callable[..., Any]) -> Callable[..., Any]:
         from ultralytics.utils.downloads import attempt_download_asset
 
         check_suffix(file=weight, suffix=".pt")
+        check_fetching(weight)
         file = Path(attempt_download_asset(weight))
         _check_file(file)
         trust = is_trusted() and not safe_only
@@ -96,9 +98,7 @@ def _check_file(file: Path) -> None:
                 raise TypeError(f"{file} is a TorchScript export; give the .pt checkpoint that it was made from")
             compressed = next((e.filename for e in archive.infolist() if e.compress_type != zipfile.ZIP_STORED), None)
             if compressed is not None:  # a small file could fill the memory
-                raise ValueError(
-                    f"checkpoint {file} is damaged: {compressed} in it is compressed, which torch never does"
-                )
+                raise ValueError(f"checkpoint {file} was not written by torch: {compressed} in it is compressed")
             damaged = archive.testzip()
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, zlib.error) as error:
         raise ValueError(f"checkpoint {file} is damaged ({error}); copy or download it again") from error

@@ -219,6 +219,7 @@ class DistillTrainer(DetectionTrainer):
         for key, default in OWN_DEFAULTS.items():
             if not hasattr(self.args, key):  # a checkpoint of the stock trainer
                 setattr(self.args, key, default)
+        self.args.trust = bool(ours.get("trust", False))  # a file does not say itself that it is to be trusted
         if not self.resume:
             return
         weights = Path(self.args.resume).absolute().parent

@@ -149,7 +149,7 @@ def test_weights_on_this_machine_are_used_and_freeze_the_statistics(hub: Path) -
 def test_without_weights_one_warning_and_a_random_start(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(backbones.LOGGER, "warning", said.append)
-    monkeypatch.setattr(backbones, "ONLINE", False)
+    monkeypatch.setattr(backbones, "may_fetch", lambda: False)
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("asked the network"))
     for _ in range(2):
         assert not bool(Backbone("shufflenetv2").frozen_bn)
@@ -168,7 +168,7 @@ def test_a_download_that_fails_is_given_up_after_a_while(hub: Path, monkeypatch:
 
     said: list[str] = []
     monkeypatch.setattr(backbones.LOGGER, "warning", said.append)
-    monkeypatch.setattr(backbones, "ONLINE", True)
+    monkeypatch.setattr(backbones, "may_fetch", lambda: True)
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     Backbone("shufflenetv2")
     assert waits and waits[0] is not None and waits[0] <= 10

@@ -4,6 +4,7 @@ They test Ultralytics, not us: when one fails after an update of Ultralytics, it
 which file of ours relied on it. The supported range is the one in pyproject.toml.
 """
 
+import ast
 import inspect
 import logging
 import re
@@ -233,13 +234,33 @@ def test_safe_loading_refuses_foreign_types_and_honours_torchs_allow_list(tmp_pa
     path = tmp_path / "x.pt"
     torch.save({"model": _Allowed()}, path)
     with pytest.raises(TypeError):
-        tasks.torch_safe_load(path, safe_only=True)
+        original(tasks.torch_safe_load)(path, safe_only=True)
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     holds(any("_Allowed" in n for n in names), f"torch names {names} as unsafe", "registry (_foreign_globals)")
     with torch.serialization.safe_globals([_Allowed]):
         loaded, file = tasks.torch_safe_load(path, safe_only=True)
     holds(type(loaded["model"]) is _Allowed, "safe loading ignores torch's allow-list", "registry (_patch)")
     holds(file == str(path), "torch_safe_load returns another file", "registry")
+
+
+def test_other_pickles_are_read_by_one_function_that_safe_mode_has_a_list_for(tmp_path: Path) -> None:
+    from ultralytics.utils import patches, torch_utils
+
+    loaders = {tasks.torch_load, torch_utils.torch_load, patches.torch_load}
+    holds(len(loaders) == 1, "Ultralytics reads pickles by several functions", "registry/safe_loading.py")
+    path = tmp_path / "x.pt"
+    torch.save({"model": tasks.DetectionModel("yolo11n.yaml", verbose=False)}, path)
+    with tasks._SafeLoad.loading(path):
+        torch.load(path, weights_only=True)
+
+
+def test_rows_and_activations_are_read_as_we_check_them() -> None:
+    source = inspect.getsource(original(tasks.parse_model))
+    for text in ("globals()[m]", "getattr(torch.nn, m[3:])", "torchvision.ops.", "eval(act)", "ast.literal_eval(a)"):
+        holds(text in source, f"parse_model does not read rows by {text}", "registry/model_yaml.py")
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    evaluated = [ast.unparse(c) for c in calls if ast.unparse(c.func) in {"eval", "exec"}]
+    holds(evaluated == ["eval(act)"], f"parse_model evaluates {evaluated}", "registry/model_yaml.py")
 
 
 def test_a_stock_checkpoint_leaves_no_unsafe_global_after_safe_loading(tmp_path: Path) -> None:

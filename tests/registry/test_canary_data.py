@@ -25,6 +25,29 @@ DATASET = "data/dataset.py"
 PREDICTOR = "predictor.py"
 
 
+def test_downloads_caches_and_folders_pass_through_what_we_wrap() -> None:
+    from ultralytics import cfg
+    from ultralytics.data import dataset, utils
+    from ultralytics.engine import predictor, trainer, validator
+
+    door = "registry"
+    checked = original(utils.check_det_dataset)
+    holds(parameters(checked) == ["dataset", "autodownload", "split"], "check_det_dataset changed", door)
+    holds(parameters(original(utils.load_dataset_cache_file)) == ["path"], "load_dataset_cache_file changed", door)
+    saved = parameters(original(utils.save_dataset_cache_file))
+    holds(saved == ["prefix", "path", "x", "version"], "save_dataset_cache_file changed", door)
+    holds(dataset.load_dataset_cache_file is utils.load_dataset_cache_file, "data sets read caches otherwise", door)
+    holds(dataset.save_dataset_cache_file is utils.save_dataset_cache_file, "data sets write caches otherwise", door)
+    for module in (trainer, validator):
+        holds(module.check_det_dataset is utils.check_det_dataset, f"{module.__name__} checks data otherwise", door)
+    for module in (trainer, validator, predictor):
+        holds(module.get_save_dir is cfg.get_save_dir, f"{module.__name__} finds its folder otherwise", door)
+    for name in ("exec(s", "subprocess.run(s.split()"):
+        holds(name in inspect.getsource(checked), f"check_det_dataset has no {name} any more", "registry/data_yaml.py")
+    scan = parameters(YOLODataset._load_or_scan_cache)
+    holds(scan == ["self", "cache_path", "cache_hash"], "_load_or_scan_cache changed", DATASET)
+
+
 def test_dicom_and_nifti_are_not_among_its_formats() -> None:
     ours = IMG_FORMATS & {"dcm", "dicom", "dic", "ima", "nii", "gz"}
     holds(not ours, f"{ours} are read by Ultralytics itself now", "data/volumes.py")
