@@ -12,8 +12,8 @@ work to the original and leaves models without our layers alone:
 
 And the class that runs `.engine` files makes room for one that also knows TensorRT-RTX (`rtx_backend.py`), the one that
 runs OpenVINO models for one that computes ours as their export was checked (`engines.py`), `get_save_dir`
-(`run_folders.py`): a run that is refused leaves no empty folder; and `check_font`, `check_amp` (`network.py`): nothing is
-fetched that nobody has asked for.
+(`run_folders.py`): a run that is refused leaves no empty folder; and `check_font`, `check_amp` (`network.py`): nothing
+is fetched that nobody has asked for.
 
 Other wrappers keep files from running code as they are read, in the whole process and so for `YOLO` too, unless they
 are trusted (`trust.py`):
