@@ -30,7 +30,7 @@ MOVED: dict[str, str] = {
     "data.phantom": "phantom",
     "distill.adversary": "distill.methods.meddet.adversary",
     "distill.align": "distill.methods.meddet.align",
-    "distill.distiller": "distill.methods.meddet.distiller",
+    "distill.distiller": "distill.methods.meddet.method",
     "distill.fusion": "distill.methods.meddet.fusion",
     "distill.reconstruction": "distill.methods.meddet.reconstruction",
     "exporter": "export.exporter",

@@ -1,19 +1,20 @@
-"""Distillation of several teacher detectors into one student: tensors in, named losses out."""
+"""Distillation of several teacher detectors into one student: tensors in, named terms out."""
 
 from meddet_yolo.distill.config import DistillConfig
-from meddet_yolo.distill.methods.meddet.adversary import AdversarialAuxiliaryTeacher
-from meddet_yolo.distill.methods.meddet.align import AdaptiveFeatureAlignment
-from meddet_yolo.distill.methods.meddet.distiller import DetectorOutput, MedDetDistiller, match_levels
-from meddet_yolo.distill.methods.meddet.fusion import ConcatFusion, LearnableWeightedFeatureFusion, SumFusion
+from meddet_yolo.distill.levels import match_levels
+from meddet_yolo.distill.method import METHODS, DetectorOutput, DetectorSpec, DistillMethod, Opponent, Term
+from meddet_yolo.distill.session import DistillSession
+from meddet_yolo.distill.teachers import Teacher
 
 __all__ = [
-    "AdaptiveFeatureAlignment",
-    "AdversarialAuxiliaryTeacher",
-    "ConcatFusion",
+    "METHODS",
     "DetectorOutput",
+    "DetectorSpec",
     "DistillConfig",
-    "LearnableWeightedFeatureFusion",
-    "MedDetDistiller",
-    "SumFusion",
+    "DistillMethod",
+    "DistillSession",
+    "Opponent",
+    "Teacher",
+    "Term",
     "match_levels",
 ]

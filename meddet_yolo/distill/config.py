@@ -1,198 +1,151 @@
-"""Options of a distillation run: one validated dataclass with one documented default a field."""
+"""Options of a distillation run: those that every run has, and those of the methods that it uses."""
 
 from __future__ import annotations
 
-import difflib
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from meddet_yolo.distill.method import METHODS, method_class
+from meddet_yolo.distill.options import Options, choice, count, flag, nearest, number
 
-METHODS = ("meddet",)
-FUSION_NAMES = ("lwff", "sum", "concat")
-GUARDS = ("reconstruction", "detection", "none")
+__all__ = ["DistillConfig", "RunOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig:
-    """Options of one distillation run, all of them plain YAML types.
+class RunOptions(Options):
+    """What every distillation run has, whatever its method; all of them plain YAML types.
 
-    The student's loss is `L_det + a L_dist + b L_adv` (MedDet paper, arXiv 2409.00204), `a` and `b` being `dist_weight`
-    and `adv_weight`. The paper gives no weights and no schedule: the defaults are our own.
+    The weights and the schedule are our own decisions: the MedDet paper (arXiv 2409.00204) gives none.
 
     Attributes:
         teachers: Checkpoints of the teachers, one or more.
-        distill: Distillation method.
+        distill: Distillation method, or a list of several whose terms are added.
         trust: Load teacher checkpoints without safe mode. A checkpoint is a pickle and can run code: only for files you
             made or trust.
         teacher_imgsz: Input size of the teachers: one for all or a list of one each; None is the student's.
-        fusion: How the teachers' maps become one: `lwff` (learnable weight for each teacher and channel), `sum` or
-            `concat`.
-        guard: What keeps the fused feature from collapsing to what is easiest to imitate: `reconstruction` (every
-            teacher must be readable from it), `detection` (the student's head must detect with it) or `none`.
-        dist_weight: Weight a of L_dist, at least 0. L_dist is 2 for a student unrelated to its teachers and 0 for a
-            perfect copy.
-        adv_weight: Weight b of L_adv, at least 0; 0 builds no adversary. L_adv is 0.69 while the discriminator is
-            undecided.
-        guard_weight: Weight of the guard's loss, above 0. With the reconstruction guard it trains alignment and fusion
-            only, never the student.
-        distill_warmup: Epochs over which a and b rise linearly from 0, at least 0; fractions allowed.
-        foreground_weight: Share of L_dist's weight inside ground-truth boxes, in [0, 1]; 0 weighs all positions alike,
-            which is the paper's form.
-        disc_lr: Learning rate of the discriminators' own optimizer, above 0.
-        disc_grid: The discriminators judge the means of disc_grid x disc_grid regions of an image; 1 judges whole
-            images.
+        distill_warmup: Epochs over which the weights of the distillation terms rise linearly from 0, at least 0;
+            fractions allowed.
         drown_warning: Warn when the distillation terms exceed this share of the student's total loss, in (0, 1].
 
     Raises:
         ValueError: A value is of the wrong type, out of range or not among the choices.
 
     Examples:
-        >>> DistillConfig(teachers="s.pt", dist_weight=2).teachers
-        ['s.pt']
+        >>> RunOptions(teachers="s.pt", teacher_imgsz=320).teacher_sizes()
+        [320]
+    """
+
+    teachers: list[str] = field(default_factory=list)
+    distill: str | list[str] = "meddet"
+    trust: bool = False
+    teacher_imgsz: int | list[int] | None = None
+    distill_warmup: float = 3.0
+    drown_warning: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Bring every value to its type and check it."""
+        self.put("teachers", _paths(self.teachers))
+        self.put("distill", _methods(self.distill))
+        flag("trust", self.trust)
+        self.put("teacher_imgsz", _sizes(self.teacher_imgsz, len(self.teachers)))
+        self.put("distill_warmup", number("distill_warmup", self.distill_warmup, low=0))
+        self.put("drown_warning", number("drown_warning", self.drown_warning, low=0, high=1, open_low=True))
+
+    @property
+    def methods(self) -> list[str]:
+        """The names of the methods, one or more."""
+        return [self.distill] if isinstance(self.distill, str) else list(self.distill)
+
+    def teacher_sizes(self) -> list[int | None]:
+        """Return the input size of every teacher, None where it is the student's."""
+        if isinstance(self.teacher_imgsz, list):
+            return list(self.teacher_imgsz)
+        return [self.teacher_imgsz] * len(self.teachers)
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """All options of one distillation run.
+
+    On the command line, in a recipe and in `train()` they are keys side by side; here they are parted by whom they
+    concern.
+
+    Attributes:
+        run: What every run has.
+        methods: The options of each method that the run uses, by its name, in the order of `distill`.
+
+    Examples:
+        >>> config = DistillConfig.from_dict({"teachers": "s.pt", "dist_weight": 2})
+        >>> config.run.teachers, config.methods["meddet"].dist_weight
+        (['s.pt'], 2.0)
         >>> DistillConfig.from_dict({"dist_wieght": 2})
         Traceback (most recent call last):
         ...
         ValueError: Unknown distillation option 'dist_wieght': did you mean 'dist_weight'?
     """
 
-    teachers: list[str] = field(default_factory=list)
-    distill: str = "meddet"
-    trust: bool = False
-    teacher_imgsz: int | list[int] | None = None
-    fusion: str = "lwff"
-    guard: str = "reconstruction"
-    dist_weight: float = 1.0
-    adv_weight: float = 0.1
-    guard_weight: float = 1.0
-    distill_warmup: float = 3.0
-    foreground_weight: float = 0.0
-    disc_lr: float = 0.0002
-    disc_grid: int = 1
-    drown_warning: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Bring every value to its type and check it."""
-        self._set("teachers", _paths(self.teachers))
-        self._set("distill", _choice("distill", self.distill, METHODS))
-        self._set("fusion", _choice("fusion", self.fusion, FUSION_NAMES))
-        self._set("guard", _choice("guard", "none" if self.guard in (None, False) else self.guard, GUARDS))
-        if not isinstance(self.trust, bool):
-            raise ValueError(f"trust must be true or false, got {self.trust!r}.")
-        self._set("teacher_imgsz", _sizes(self.teacher_imgsz, len(self.teachers)))
-        for name in ("dist_weight", "adv_weight", "distill_warmup"):
-            self._set(name, _number(name, getattr(self, name), low=0))
-        for name in ("guard_weight", "disc_lr"):
-            self._set(name, _number(name, getattr(self, name), low=0, open_low=True))
-        self._set("foreground_weight", _number("foreground_weight", self.foreground_weight, low=0, high=1))
-        self._set("drown_warning", _number("drown_warning", self.drown_warning, low=0, high=1, open_low=True))
-        self._set("disc_grid", _count("disc_grid", self.disc_grid))
-        if self.guard == "none" and self.dist_weight == 0:
-            raise ValueError(
-                "guard none leaves alignment and fusion to learn from L_dist, so dist_weight must be above 0, got 0. "
-                "Raise dist_weight, or use guard: reconstruction."
-            )
-
-    def _set(self, name: str, value: Any) -> None:
-        """Write a field of this frozen object while it is being built."""
-        object.__setattr__(self, name, value)
+    run: RunOptions
+    methods: dict[str, Any]
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> DistillConfig:
-        """Build from a mapping of options; those left out have their defaults.
+        """Build from a mapping of keys; those left out have their defaults.
 
         Raises:
-            ValueError: A key is unknown (the nearest valid one is named) or a value is not valid.
+            ValueError: A key is unknown (the nearest valid one is named), a value is not valid, or an option of a
+                method that the run does not use is given a value other than its default.
         """
-        valid = cls.keys()
+        valid = cls.defaults()
         for key in options:
             if key not in valid:
-                raise ValueError(f"Unknown distillation option {key!r}: {_nearest(str(key), sorted(valid))}")
-        return cls(**options)
+                raise ValueError(f"Unknown distillation option {key!r}: {nearest(str(key), sorted(valid))}")
+        run = RunOptions(**{k: v for k, v in options.items() if k in RunOptions.keys()})
+        methods = {}
+        for name in run.methods:
+            kind = method_class(name).Options
+            methods[name] = kind(**{k: v for k, v in options.items() if k in kind.keys()})
+        used = {*RunOptions.keys(), *(key for chosen in methods.values() for key in chosen.keys())}
+        for key, value in options.items():
+            if key not in used and value != valid[key]:
+                owners = [name for name in METHODS if key in method_class(name).Options.keys()]
+                raise ValueError(
+                    f"{key}={value} is an option of distill={' or '.join(owners)}, but this run has "
+                    f"distill={','.join(run.methods)}; leave it out or choose that method."
+                )
+        return cls(run, methods)
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> DistillConfig:
-        """Build from a YAML file that holds distillation options only.
-
-        Raises:
-            FileNotFoundError: No such file.
-            ValueError: The file is no YAML mapping, or an option in it is not valid.
-        """
-        text = Path(path).read_text(encoding="utf-8")
-        try:
-            options = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not valid YAML: {error}") from error
-        if options is not None and not isinstance(options, dict):
-            raise ValueError(f"{path} must hold 'option: value' lines, got a {type(options).__name__}.")
-        try:
-            return cls.from_dict(options or {})
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+    def kinds(cls) -> dict[str, type[Options]]:
+        """Return every class of options by whom it concerns: "run", then each method's name."""
+        return {"run": RunOptions, **{name: method_class(name).Options for name in METHODS}}
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """Return every option with its default, in the order of the fields."""
-        return cls().to_dict()
+        """Return every key, those of all methods, with its default."""
+        return {key: value for kind in cls.kinds().values() for key, value in kind.defaults().items()}
 
     @classmethod
     def keys(cls) -> frozenset[str]:
-        """Return the names of all options."""
-        return frozenset(f.name for f in fields(cls))
+        """Return the names of all keys."""
+        return frozenset(cls.defaults())
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the options as plain types; `from_dict` takes them back."""
-        return asdict(self)
-
-    def teacher_sizes(self) -> list[int | None]:
-        """Return the input size of every teacher, None where it is the student's.
-
-        Examples:
-            >>> DistillConfig(teachers=["a.pt", "b.pt"], teacher_imgsz=320).teacher_sizes()
-            [320, 320]
-        """
-        if isinstance(self.teacher_imgsz, list):
-            return list(self.teacher_imgsz)
-        return [self.teacher_imgsz] * len(self.teachers)
+    @classmethod
+    def meanings(cls) -> dict[str, str]:
+        """Return one paragraph on every key, for help and README."""
+        return {key: text for kind in cls.kinds().values() for key, text in kind.meanings().items()}
 
 
-def _nearest(given: str, valid: Sequence[str]) -> str:
-    """Return the tail of an error message: the valid name nearest to the one given, or all of them."""
-    close = difflib.get_close_matches(given, valid, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"valid are {', '.join(valid)}."
-
-
-def _choice(name: str, value: Any, choices: Sequence[str]) -> str:
-    """Check that a value is one of a few names."""
-    if not isinstance(value, str) or value.lower() not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}: {_nearest(str(value), choices)}")
-    return value.lower()
-
-
-def _number(name: str, value: Any, *, low: float, high: float = math.inf, open_low: bool = False) -> float:
-    """Check that a value is a finite number within a range, and return it as a float.
-
-    Numbers in strings are taken too: YAML 1.1 reads `1e-4`, without a point, as a string.
-    """
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number) or not low <= number <= high or (open_low and number == low):
-        least = f"above {low:g}" if open_low else f"at least {low:g}"
-        most = "" if math.isinf(high) else f" and at most {high:g}"
-        raise ValueError(f"{name} must be a number {least}{most}, got {value!r}.")
-    return number
-
-
-def _count(name: str, value: Any) -> int:
-    """Check that a value is a whole number of 1 or more."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 1:
-        raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}.")
-    return int(value)
+def _methods(value: Any) -> str | list[str]:
+    """Check the names of the methods; one alone is a string."""
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, Sequence) or not given:
+        raise ValueError(f"distill must be a method or a list of them, such as meddet, got {value!r}.")
+    names = [choice("distill", name, tuple(METHODS)) for name in given]
+    if len(set(names)) != len(names):
+        raise ValueError(f"distill names a method twice: {', '.join(names)}.")
+    return names[0] if len(names) == 1 else names
 
 
 def _paths(value: Any) -> list[str]:
@@ -210,9 +163,9 @@ def _sizes(value: Any, num_teachers: int) -> int | list[int] | None:
     if value is None:
         return None
     if not isinstance(value, Sequence) or isinstance(value, str):
-        return _count("teacher_imgsz", value)
+        return count("teacher_imgsz", value)
     if len(value) != num_teachers:
         raise ValueError(
             f"teacher_imgsz must be one size, or a list of one for each of the {num_teachers} teachers, got {value}."
         )
-    return [_count("teacher_imgsz", v) for v in value]
+    return [count("teacher_imgsz", v) for v in value]

@@ -1,4 +1,4 @@
-"""Frozen teachers: any Ultralytics detector, run up to its neck."""
+"""Frozen teachers: any Ultralytics detector, run up to its neck or, where a method reads predictions, to its head."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meddet_yolo.distill.methods.meddet.distiller import DetectorOutput
+from meddet_yolo.distill.method import DetectorOutput, DetectorSpec
 
-__all__ = ["Teacher", "check_same_classes", "neck_features", "probe_neck"]
+__all__ = ["Teacher", "check_same_classes", "detector_spec", "head_output", "neck_features", "probe_neck"]
 
 
 def neck_features(layers: Iterable[Any], taps: Sequence[int], images: Tensor) -> list[Tensor]:
@@ -92,6 +92,25 @@ def probe_neck(model: nn.Module) -> tuple[list[int], list[float]]:
     return [m.shape[1] for m in maps], [size / m.shape[-2] for m in maps]
 
 
+def detector_spec(model: nn.Module, name: str) -> DetectorSpec:
+    """Return what a method may know of a detector before it runs.
+
+    Args:
+        model: An Ultralytics detection model.
+        name: What to call it in messages.
+
+    Raises:
+        TypeError: If the model has no head that reads several neck maps.
+    """
+    channels, strides = probe_neck(model)
+    return DetectorSpec(name, channels, strides, *_predictions(model.model[-1]))  # type: ignore[index]
+
+
+def _predictions(head: Any) -> tuple[int, int]:
+    """Return a head's number of classes and of bins; no bins where it gives no dense predictions."""
+    return int(getattr(head, "nc", 0)), int(getattr(head, "reg_max", 0))
+
+
 def _input_channels(model: nn.Module) -> int:
     """Return the number of image channels that a detector expects."""
     yaml = getattr(model, "yaml", None)
@@ -130,11 +149,12 @@ def check_same_classes(teacher: Mapping[int, str], data: Mapping[int, str], name
 
 
 class Teacher:
-    """A frozen detector that gives its neck maps.
+    """A frozen detector that gives its neck maps, and its predictions where they are wanted.
 
     Not a module, so that no optimizer, EMA, checkpoint or DDP wrapper can pick its weights up by accident. The model is
     copied, fused (batch normalisation folded into convolutions), set to eval mode, laid out channels-last and cut off
-    before its head: feature distillation needs no predictions, and the head is a quarter of a small detector's work.
+    before its head, which is kept apart: feature distillation needs no predictions, and the head is a quarter of a
+    small detector's work.
 
     Args:
         model: Any Ultralytics detection model (YOLOv5u to YOLO26, RT-DETR, ours), trained.
@@ -164,6 +184,8 @@ class Teacher:
             raise ValueError(f"Expected teacher_imgsz > 0 for {name}, got {imgsz}")
         _split_head(model)
         copied: Any = deepcopy(model).float().eval()
+        self._predictions = _predictions(copied.model[-1])
+        head = deepcopy(copied.model[-1])  # unfused: fusing takes the one-to-many branch from NMS-free heads
         if hasattr(copied, "fuse"):
             copied = copied.fuse(verbose=False)
         for layer in copied.model:
@@ -179,11 +201,28 @@ class Teacher:
         self._multiple = max(own, math.ceil(max(self.strides)))  # that the input's sides must be of
         self.layers, self._taps = _split_head(copied)
         self.layers = self.layers.eval().to(memory_format=torch.channels_last)
+        self._head: nn.Module | None = head.requires_grad_(False).to(memory_format=torch.channels_last)
+        self._head.training = True  # it gives logits, not boxes; its layers stay as they are in inference
 
     def to(self, device: torch.device | str) -> Teacher:
         """Move the weights to a device."""
         self.layers.to(device)
+        if self._head is not None:
+            self._head.to(device)
         return self
+
+    def keep_head(self, keep: bool) -> None:
+        """Say whether predictions are wanted; without, the head is dropped and never runs."""
+        if not keep:
+            self._head = None
+
+    def spec_at(self, imgsz: int) -> DetectorSpec:
+        """Return what a method may know of this teacher, strides in pixels of the student's input.
+
+        Args:
+            imgsz: Side of the student's square input in pixels.
+        """
+        return DetectorSpec(self.name, list(self.channels), self.strides_at(imgsz), *self._predictions)
 
     def strides_at(self, imgsz: int) -> list[float]:
         """Return the strides of the neck maps in pixels of the student's input, as `match_levels` compares them.
@@ -235,6 +274,15 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> DetectorOutput:
-        """Return the neck maps of a batch of images of shape (B, C, H, W), values in [0, 1]."""
+        """Return the neck maps of a batch of images of shape (B, C, H, W), values in [0, 1]; predictions if kept."""
         images = self._resize(self._match_channels(images)).contiguous(memory_format=torch.channels_last)
-        return DetectorOutput(feats=neck_features(self.layers, self._taps, images))
+        feats = neck_features(self.layers, self._taps, images)
+        if self._head is None:
+            return DetectorOutput(feats)
+        return head_output(self._head(list(feats)))
+
+
+def head_output(preds: Any) -> DetectorOutput:
+    """Return what a head gives in training as a method sees it; of an NMS-free head, its one-to-many branch."""
+    many = preds.get("one2many") or preds
+    return DetectorOutput(feats=list(many["feats"]), logits=many["scores"], boxes=many["boxes"])

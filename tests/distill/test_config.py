@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 import meddet_yolo.cfg
-from meddet_yolo.distill import DistillConfig
+from meddet_yolo.distill.config import DistillConfig, RunOptions
+from meddet_yolo.distill.method import METHODS, DistillMethod, method_class
 
 RECIPE = Path(meddet_yolo.cfg.__file__).parent / "distill" / "default.yaml"
 
 
-def test_shipped_recipe_holds_every_option_at_its_default():
-    assert yaml.safe_load(RECIPE.read_text(encoding="utf-8")).keys() == DistillConfig.keys()
-    assert DistillConfig.from_yaml(RECIPE) == DistillConfig()
+def test_shipped_recipe_holds_what_the_default_method_reads_at_its_default():
+    recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    default = DistillConfig.from_dict({})
+    assert recipe.keys() == {*RunOptions.keys(), *(key for kind in default.methods.values() for key in kind.keys())}
+    assert DistillConfig.from_dict(recipe) == default
 
 
 def test_shipped_recipe_comments_every_option():
@@ -24,22 +29,47 @@ def test_shipped_recipe_comments_every_option():
         assert not line or line.startswith("#") or " # " in line, line
 
 
-def test_every_option_is_documented():
-    for key in DistillConfig.keys():
-        assert f"        {key}: " in (DistillConfig.__doc__ or ""), key
+@pytest.mark.parametrize("owner", DistillConfig.kinds())
+def test_every_option_is_documented(owner):
+    kind = DistillConfig.kinds()[owner]
+    assert list(kind.meanings()) == list(kind.keys())
+    assert all(text.endswith(".") for text in kind.meanings().values())
+
+
+def test_no_two_methods_share_a_key():
+    for (one, first), (other, second) in combinations(DistillConfig.kinds().items(), 2):
+        assert not set(first.keys()) & set(second.keys()), (one, other)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_keeps_to_the_interface(name):
+    kind = method_class(name)
+    assert issubclass(kind, DistillMethod) and kind.Options().to_dict() == kind.Options.defaults()
 
 
 def test_defaults_are_plain_yaml_and_come_back():
     defaults = DistillConfig.defaults()
-    assert list(defaults) == list(DistillConfig.__dataclass_fields__)
-    assert DistillConfig.from_dict(yaml.safe_load(yaml.safe_dump(defaults))) == DistillConfig()
+    assert DistillConfig.from_dict(yaml.safe_load(yaml.safe_dump(defaults))) == DistillConfig.from_dict({})
     defaults["teachers"].append("x.pt")
     assert DistillConfig.defaults()["teachers"] == []
 
 
-def test_fields_are_frozen():
+@pytest.mark.parametrize("owner", DistillConfig.kinds())
+def test_fields_are_frozen(owner):
+    options = DistillConfig.kinds()[owner]()
     with pytest.raises(FrozenInstanceError):
-        DistillConfig().dist_weight = 3  # type: ignore[misc]
+        setattr(options, options.keys()[0], 3)
+
+
+def value_of(given: dict[str, Any], key: str) -> Any:
+    config = DistillConfig.from_dict(given)
+    return next(getattr(o, key) for o in (config.run, *config.methods.values()) if key in o.keys())
+
+
+def test_several_methods_each_have_their_own_options():
+    config = DistillConfig.from_dict({"distill": ["meddet", "l2"], "l2_weight": 2, "adv_weight": 0})
+    assert list(config.methods) == ["meddet", "l2"]
+    assert config.methods["l2"].l2_weight == 2 and config.methods["meddet"].adv_weight == 0
 
 
 @pytest.mark.parametrize(
@@ -60,7 +90,7 @@ def test_fields_are_frozen():
     ],
 )
 def test_conversions(given, field, expected):
-    value = getattr(DistillConfig.from_dict(given), field)
+    value = value_of(given, field)
     assert value == expected and type(value) is type(expected)
 
 
@@ -83,6 +113,10 @@ def test_conversions(given, field, expected):
         ({"fusion": "lwf"}, r"fusion must be one of lwff, sum, concat, got 'lwf': did you mean 'lwff'\?"),
         ({"guard": "reconstruct"}, r"guard must be one of .* did you mean 'reconstruction'\?"),
         ({"distill": "meddett"}, r"distill must be one of .* did you mean 'meddet'\?"),
+        ({"distill": ["meddet", "meddet"]}, r"distill names a method twice: meddet, meddet"),
+        ({"distill": []}, r"distill must be a method or a list of them"),
+        ({"distill": "l2", "fusion": "sum"}, r"fusion=sum is an option of distill=meddet, but this run has distill=l2"),
+        ({"l2_weight": 2}, r"l2_weight=2 is an option of distill=l2, but this run has distill=meddet"),
         ({"trust": "yes"}, r"trust must be true or false, got 'yes'"),
         ({"teachers": 3}, r"teachers must be a checkpoint path or a list of them, .* got 3"),
         ({"teachers": ["a.pt", ""]}, r"teachers must be a checkpoint path"),
@@ -97,29 +131,6 @@ def test_errors_name_what_was_given_and_what_is_valid(given, message):
         DistillConfig.from_dict(given)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("dist_weight: -1", r"recipe.yaml: dist_weight must be"),
-        ("fusoin: sum", r"recipe.yaml: Unknown .* did you mean 'fusion'"),
-        ("- a\n- b", r"recipe.yaml must hold 'option: value' lines, got a list"),
-        ("a: [1", r"recipe.yaml is not valid YAML"),
-    ],
-)
-def test_errors_name_the_file(tmp_path, text, message):
-    path = tmp_path / "recipe.yaml"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
-        DistillConfig.from_yaml(path)
-
-
-def test_empty_and_missing_files(tmp_path):
-    (tmp_path / "empty.yaml").write_text("# nothing\n", encoding="utf-8")
-    assert DistillConfig.from_yaml(tmp_path / "empty.yaml") == DistillConfig()
-    with pytest.raises(FileNotFoundError):
-        DistillConfig.from_yaml(tmp_path / "missing.yaml")
-
-
 @pytest.mark.parametrize(("given", "expected"), [(None, [None, None]), (320, [320, 320]), ([320, 640], [320, 640])])
 def test_teacher_sizes(given, expected):
-    assert DistillConfig(teachers=["a", "b"], teacher_imgsz=given).teacher_sizes() == expected
+    assert RunOptions(teachers=["a", "b"], teacher_imgsz=given).teacher_sizes() == expected

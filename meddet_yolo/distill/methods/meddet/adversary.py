@@ -96,10 +96,6 @@ class AdversarialAuxiliaryTeacher(nn.Module):
         self.loss: Tensor | None = None
         self._seen: tuple[list[Tensor], list[Tensor]] | None = None
 
-    def generator_parameters(self) -> Iterator[nn.Parameter]:
-        """Iterate over the parameters that learn together with the student."""
-        return self.generators.parameters()
-
     def discriminator_parameters(self) -> Iterator[nn.Parameter]:
         """Iterate over the parameters of the discriminators' own optimizer."""
         return self.discriminators.parameters()
@@ -138,29 +134,21 @@ class AdversarialAuxiliaryTeacher(nn.Module):
         self.accuracy, self.loss = torch.stack(correct).mean(), torch.stack(opposed).mean()
         return torch.stack(losses).mean()
 
-    def discriminator_loss(
-        self, student_feats: Sequence[Tensor] | None = None, fused_feats: Sequence[Tensor] | None = None
-    ) -> Tensor:
-        """Return the binary cross-entropy of the discriminators, in float32 and outside autocast.
+    def discriminator_loss(self) -> Tensor:
+        """Return the binary cross-entropy of the discriminators on what the last `generator_loss` saw, and forget it.
 
-        Args:
-            student_feats: The student's maps. Left out, what the last `generator_loss` saw is judged, and then
-                forgotten.
-            fused_feats: The fused teacher maps, given or left out together with `student_feats`.
+        Computed in float32 and outside autocast.
 
         Returns:
             Mean over levels and both sides; log 2 = 0.69 when undecided. Its gradient reaches the discriminators only.
 
         Raises:
-            RuntimeError: No maps given, and no `generator_loss` since the last call.
+            RuntimeError: There was no `generator_loss` since the last call.
         """
-        if student_feats is not None and fused_feats is not None:
-            with torch.no_grad():
-                self.generator_loss(student_feats, fused_feats)
         if self._seen is None:
             raise RuntimeError(
                 "discriminator_loss() needs what generator_loss() saw, and there was no such call since the last time. "
-                "Call it once after every forward pass, or hand in the maps."
+                "Call it once after every forward pass."
             )
         fake, real = self._seen
         self._seen = None

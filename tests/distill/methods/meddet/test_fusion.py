@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meddet_yolo.distill.config import FUSION_NAMES
 from meddet_yolo.distill.methods.meddet.fusion import FUSIONS, ConcatFusion, LearnableWeightedFeatureFusion, SumFusion
+from meddet_yolo.distill.methods.meddet.options import FUSION_NAMES
 
 ALL = pytest.mark.parametrize("fusion", FUSIONS.values())
 

@@ -1,0 +1,62 @@
+"""Which level of a teacher's pyramid each level of the student's learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from meddet_yolo.distill.method import DetectorSpec
+
+__all__ = ["match_levels", "match_teacher"]
+
+
+def match_teacher(student: DetectorSpec, teacher: DetectorSpec) -> list[int]:
+    """Match the levels of a teacher to the student's, see `match_levels`.
+
+    Raises:
+        ValueError: A student's level has no counterpart; the message names the teacher.
+    """
+    try:
+        return match_levels(student.strides, teacher.strides)
+    except ValueError as error:
+        raise ValueError(f"Teacher {teacher.name}: {error}") from error
+
+
+def match_levels(student_strides: Sequence[float], teacher_strides: Sequence[float]) -> list[int]:
+    """Find, for every pyramid level of the student, the level of the teacher that it learns from.
+
+    The level of the same stride is taken where there is one; otherwise the nearest within a factor of 2, the finer of
+    two that are equally near (our own decision: pooling loses less than repetition invents).
+
+    Args:
+        student_strides: Strides of the student's maps, as pixels of the student's input for each cell.
+        teacher_strides: Strides of the teacher's maps in the same unit: a teacher with an input of its own size has its
+            strides multiplied by student size over teacher size.
+
+    Returns:
+        One index into `teacher_strides` for each of `student_strides`.
+
+    Raises:
+        ValueError: A student's level has no teacher's level within a factor of 2.
+
+    Examples:
+        >>> match_levels([8, 16, 32], [4, 8, 16, 32, 64])
+        [1, 2, 3]
+        >>> match_levels([8, 16, 32, 64], [8, 16, 32])
+        [0, 1, 2, 2]
+    """
+    student, teacher = [float(s) for s in student_strides], [float(s) for s in teacher_strides]
+    if not teacher or not student or min(student + teacher) <= 0:
+        raise ValueError(f"Expected lists of positive strides, got student {student} and teacher {teacher}.")
+    indices = []
+    for stride in student:
+        # sort key: how far in ratio (1 is exact), then the finer stride
+        ratio, _, index = min((max(stride / t, t / stride), t, i) for i, t in enumerate(teacher))
+        if ratio > 2 + 1e-6:
+            raise ValueError(
+                f"The student's level of stride {stride:g} has no counterpart in the teacher: student strides "
+                f"{[f'{s:g}' for s in student]}, teacher strides {[f'{t:g}' for t in teacher]}, and the nearest may "
+                "differ by a factor of 2 at most. Use a teacher with that level (for example a P2 or P6 variant), a "
+                "student without it, or change the teacher's input size with teacher_imgsz."
+            )
+        indices.append(index)
+    return indices

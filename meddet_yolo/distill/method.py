@@ -1,0 +1,200 @@
+"""What a distillation method is: the interface that every method keeps to, and the table of those there are."""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from meddet_yolo.distill.options import Options as BaseOptions
+
+__all__ = ["METHODS", "DetectorOutput", "DetectorSpec", "DistillMethod", "HeadLoss", "Opponent", "Term", "method_class"]
+
+METHODS: dict[str, str] = {
+    "meddet": "meddet_yolo.distill.methods.meddet:MedDet",
+    "l2": "meddet_yolo.distill.methods.l2:ScoreWeightedL2",
+}
+"""Where each method's class is, by the name that `distill=` takes."""
+
+HeadLoss = Callable[[list[Tensor]], Tensor]
+"""Gives the detection loss, a mean over images, of the student's head on other maps than the student's own."""
+
+
+@dataclass(frozen=True)
+class DetectorSpec:
+    """What a method may know of a detector before it runs.
+
+    Attributes:
+        name: What to call it in messages: a teacher's file, or "student".
+        channels: Channels of its neck maps, fine to coarse.
+        strides: Their strides in pixels of the student's input; those of a teacher that reads its images at a size of
+            its own are converted.
+        nc: Number of classes.
+        reg_max: Number of bins of its box distributions; 1 means boxes without distributions, 0 that its head gives no
+            dense predictions at all, as RT-DETR's.
+    """
+
+    name: str
+    channels: list[int]
+    strides: list[float]
+    nc: int
+    reg_max: int
+
+
+@dataclass
+class DetectorOutput:
+    """What a method sees of one detector on one batch.
+
+    Attributes:
+        feats: Maps of the neck, (B, C_l, H_l, W_l) for each level, fine to coarse.
+        logits: Class scores before the sigmoid, (B, nc, A), the A anchors being the positions of `feats` level by
+            level; None where the detector ran without its head.
+        boxes: Logits of the box distributions, (B, 4 * reg_max, A), sides left, top, right, bottom; None likewise.
+    """
+
+    feats: list[Tensor]
+    logits: Tensor | None = None
+    boxes: Tensor | None = None
+
+    def by_level(self, predictions: Tensor) -> list[Tensor]:
+        """Part predictions (B, K, A) by level, (B, K, H_l, W_l) each.
+
+        Examples:
+            >>> import torch
+            >>> output = DetectorOutput([torch.zeros(1, 8, 4, 4), torch.zeros(1, 8, 2, 2)], torch.zeros(1, 3, 20))
+            >>> [tuple(part.shape) for part in output.by_level(output.logits)]
+            [(1, 3, 4, 4), (1, 3, 2, 2)]
+        """
+        shapes = [feat.shape[-2:] for feat in self.feats]
+        parts = predictions.split([height * width for height, width in shapes], dim=-1)
+        return [part.unflatten(-1, tuple(shape)) for part, shape in zip(parts, shapes, strict=True)]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One named part of the loss.
+
+    Attributes:
+        loss: Scalar in float32, a mean: it depends neither on the batch size nor on the size of the maps.
+        weight: What it is multiplied by.
+        student: Whether it teaches the student; others train the method's own modules only and count in no share.
+        schedule: Whether its weight rises over the warm-up.
+    """
+
+    loss: Tensor
+    weight: float
+    student: bool = True
+    schedule: bool = True
+
+
+@dataclass(frozen=True)
+class Opponent:
+    """An adversary: modules with an optimizer of their own, which learns against the student.
+
+    Attributes:
+        name: Tells it from other adversaries of the run.
+        parameters: What its optimizer trains; the student's optimizer leaves them alone.
+        loss: Gives its loss on the last batch, on detached features; called once a step, outside autocast.
+        lr: Learning rate of its optimizer, Adam with betas (0.5, 0.999).
+    """
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    loss: Callable[[], Tensor]
+    lr: float = field(default=2e-4)
+
+
+class DistillMethod(nn.Module, ABC):
+    """A way of teaching: outputs of the student and of frozen teachers in, named terms of a loss out.
+
+    A method is a module: its parameters learn in the student's optimizer, those of its opponents in their own. Nothing
+    of it is in the student's file. To add one, write a file with a subclass and a line of `METHODS`. Modules that its
+    options do not use are not built. A session keeps the random numbers that building draws from the rest of the run,
+    so that one with distillation starts with the same student as one without.
+
+    Args:
+        student: The student.
+        teachers: The teachers, one or more.
+        options: The method's own options, an instance of its `Options`.
+
+    Attributes:
+        Options: Frozen dataclass of the method's options, validated, with a documented default each. The names are keys
+            of `train`, so no two methods share one unless it means the same to both.
+        needs_predictions: Whether the teachers must keep their heads.
+        progress: Measures of `metrics()` that the progress line shows; the others are logged once an epoch.
+
+    Raises:
+        ValueError: If the method cannot learn from a teacher, which is named.
+    """
+
+    Options: ClassVar[type[BaseOptions]]
+    needs_predictions: ClassVar[bool] = False
+    progress: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def __init__(self, student: DetectorSpec, teachers: Sequence[DetectorSpec], options: Any) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(
+        self,
+        student: DetectorOutput,
+        teachers: Sequence[DetectorOutput],
+        batch: Mapping[str, Any],
+        *,
+        head_loss: HeadLoss,
+    ) -> dict[str, Term]:
+        """Compute the terms of one batch.
+
+        Args:
+            student: The student's output, with gradient.
+            teachers: The output of each teacher, without.
+            batch: Labels as Ultralytics collates them: `cls` (N, 1), `bboxes` (N, 4) as centre, width and height in
+                fractions of the image, and `batch_idx` (N,).
+            head_loss: See `HeadLoss`.
+
+        Returns:
+            The terms by name, the same names at every call.
+        """
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Return measures of the last forward pass by name, detached scalars; none unless a method has any."""
+        return {}
+
+    def describe(self, metrics: Mapping[str, float]) -> str:
+        """Return what the log says of an epoch's mean measures, in a few words; nothing unless a method has any."""
+        return ""
+
+    def opponents(self) -> Sequence[Opponent]:
+        """Return the adversaries; none unless a method has any."""
+        return ()
+
+
+def method_class(name: str) -> type[DistillMethod]:
+    """Return the class of a method.
+
+    Args:
+        name: One of `METHODS`.
+
+    Raises:
+        ValueError: If there is no such method; the nearest is named.
+
+    Examples:
+        >>> method_class("meddet").needs_predictions
+        False
+        >>> method_class("medet")
+        Traceback (most recent call last):
+        ...
+        ValueError: distill must be one of meddet, l2, got 'medet': did you mean 'meddet'?
+    """
+    if name not in METHODS:
+        close = difflib.get_close_matches(name, METHODS, 1)
+        tail = f": did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"distill must be one of {', '.join(METHODS)}, got {name!r}{tail}")
+    module, _, cls = METHODS[name].partition(":")
+    return getattr(import_module(module), cls)

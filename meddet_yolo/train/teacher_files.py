@@ -1,0 +1,103 @@
+"""Teachers as a run's arguments name them: checkpoint files, or models that were handed in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from ultralytics.engine.model import Model
+
+from meddet_yolo.distill.config import RunOptions
+from meddet_yolo.registry import load_detector
+
+__all__ = ["TeacherFiles"]
+
+_GIVEN = "<model {}>"  # stands for a loaded model in the arguments of a run, which hold plain values only
+
+
+class TeacherFiles:
+    """Names teachers for a run's arguments, loads them, and knows them again on resume.
+
+    Attributes:
+        given: Models that were handed in.
+        digests: The SHA-256 of every teacher file as it was loaded; nothing for a model that was handed in.
+    """
+
+    def __init__(self) -> None:
+        self.given: list[nn.Module] = []
+        self.digests: list[str] = []
+
+    def name(self, teachers: Any) -> list[str]:
+        """Turn `teachers` into a list of absolute paths; loaded models are kept aside under a name of their own."""
+        if teachers is None:
+            return []
+        names = []
+        for teacher in [teachers] if isinstance(teachers, (str, Path, nn.Module)) else teachers:
+            module = teacher.model if isinstance(teacher, Model) else teacher
+            if isinstance(module, nn.Module):
+                names.append(_GIVEN.format(len(self.given)))
+                self.given.append(module)
+            else:
+                path = Path(str(teacher)).expanduser()
+                names.append(str(path.resolve()) if path.exists() else str(teacher))
+        return names
+
+    def load(self, options: RunOptions) -> list[nn.Module]:
+        """Load every teacher that a run names, and keep the SHA-256 of what was loaded.
+
+        The files are not looked at again: they may be moved or overwritten while the run goes on.
+
+        Raises:
+            FileNotFoundError: If a teacher file is missing.
+            TypeError: If a teacher is no detection model.
+            ValueError: If a file is damaged, unsafe or being written, or a model that was handed in is not at hand.
+        """
+        self.digests = []
+        return [self._load_one(name, options.trust) for name in options.teachers]
+
+    def _load_one(self, name: str, trust: bool) -> nn.Module:
+        if name.startswith("<model "):
+            index = int(name[len("<model ") : -1])
+            if index >= len(self.given):
+                raise ValueError(
+                    f"The run was started with a loaded model as teacher ({name}), which no file holds; pass the "
+                    "same teachers=[...] again to resume it"
+                )
+            self.digests.append("")
+            return self.given[index]
+        before = _digest(name)
+        model = load_detector(name, trust=trust)
+        self.digests.append(_digest(str(model.pt_path)))  # an official one may have been downloaded
+        if before not in {"", self.digests[-1]}:
+            raise ValueError(
+                f"Teacher {name} was changed while it was being loaded; start again when it is written wholly"
+            )
+        return model
+
+    def check_same(self, saved: Sequence[str], names: Sequence[str]) -> None:
+        """Refuse to resume with other teachers than the run was started with.
+
+        Args:
+            saved: The digests of the run that is resumed.
+            names: The teachers' names, for the message.
+
+        Raises:
+            ValueError: If their number or a digest differs.
+        """
+        if len(saved) != len(self.digests):
+            raise ValueError(f"The run was started with {len(saved)} teachers, but {len(self.digests)} are given now")
+        for name, before, now in zip(names, saved, self.digests, strict=True):
+            if before and before != now:
+                raise ValueError(
+                    f"Teacher {name} is not the file that the run was started with (its SHA-256 differs); "
+                    "pass the original with teachers=[...]"
+                )
+
+
+def _digest(name: str) -> str:
+    """Return the SHA-256 of a file, or nothing where there is none."""
+    path = Path(name)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
