@@ -83,6 +83,7 @@ def build(args: argparse.Namespace, data: Path, folder: Path, name: str, **extra
     if args.channels_last:
         trainer.model.to(memory_format=torch.channels_last)
     trainer.epoch = 50  # past every warm-up
+    trainer.run_callbacks("on_train_epoch_start")
     trainer._model_train()
     return trainer
 

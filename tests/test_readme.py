@@ -1,6 +1,5 @@
 """The README says what the code does: its tables and its commands are held against it."""
 
-import inspect
 import re
 from pathlib import Path
 
@@ -11,12 +10,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def keys_table() -> str:
-    """The table of distillation keys, made of the configuration's defaults and docstring."""
-    attributes = inspect.getdoc(DistillConfig).split("Attributes:\n")[1].split("\n\n")[0]
-    meanings = re.findall(r"^    (\w+): ((?:.|\n {8})*)", attributes, re.MULTILINE)
-    defaults = DistillConfig.defaults()
-    assert [name for name, _ in meanings] == list(defaults)
-    rows = [f"| `{name}` | `{defaults[name]}` | {' '.join(text.split())} |" for name, text in meanings]
+    """The table of distillation keys, made of the options' defaults and docstrings."""
+    defaults, meanings = DistillConfig.defaults(), DistillConfig.meanings()
+    assert list(meanings) == list(defaults)
+    rows = [f"| `{name}` | `{defaults[name]}` | {text} |" for name, text in meanings.items()]
     return "\n".join(["| key | default | meaning |", "| --- | --- | --- |", *rows])
 
 

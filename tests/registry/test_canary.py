@@ -150,11 +150,11 @@ def test_detect_names_its_branches_as_keywords_of_forward_head() -> None:
 def test_detect_returns_features_with_its_predictions(end2end: bool) -> None:
     out = Detect(3, 16, end2end, CHANNELS).train()(maps())
     if end2end:
-        holds(set(out) == {"one2many", "one2one"}, f"a dual head returns {set(out)}", "trainer.py")
+        holds(set(out) == {"one2many", "one2one"}, f"a dual head returns {set(out)}", "train/trainer.py")
         out = out["one2many"]
-    holds(set(out) == {"boxes", "scores", "feats"}, f"Detect returns {set(out)} in training", "trainer.py")
+    holds(set(out) == {"boxes", "scores", "feats"}, f"Detect returns {set(out)} in training", "train/trainer.py")
     shapes = [tuple(f.shape) for f in out["feats"]]
-    holds(shapes == [(1, 16, 8, 8), (1, 32, 4, 4)], f"`feats` are {shapes}, not the neck maps", "trainer.py")
+    holds(shapes == [(1, 16, 8, 8), (1, 32, 4, 4)], f"`feats` are {shapes}, not the neck maps", "train/trainer.py")
 
 
 @pytest.mark.parametrize("end2end", [False, True])
@@ -299,7 +299,6 @@ def test_tasks_are_guessed_from_modules() -> None:
     [
         (BaseTrainer, "_setup_train", ["self"]),
         (BaseTrainer, "save_model", ["self"]),
-        (BaseTrainer, "_model_train", ["self"]),
         (BaseTrainer, "_load_checkpoint_state", ["self", "ckpt"]),
         (BaseTrainer, "resume_training", ["self", "ckpt"]),
         (BaseTrainer, "optimizer_step", ["self"]),
@@ -321,9 +320,9 @@ def test_tasks_are_guessed_from_modules() -> None:
 )
 def test_trainer_hooks_keep_their_signature(owner: type, method: str, wanted: list[str]) -> None:
     function = getattr(owner, method, None)
-    holds(function is not None, f"{owner.__name__}.{method} is gone", "trainer.py")
+    holds(function is not None, f"{owner.__name__}.{method} is gone", "train/trainer.py")
     got = parameters(function)
-    holds(got == wanted, f"{owner.__name__}.{method} takes {got}, not {wanted}", "trainer.py")
+    holds(got == wanted, f"{owner.__name__}.{method} takes {got}, not {wanted}", "train/trainer.py")
 
 
 @pytest.mark.parametrize(
@@ -344,20 +343,25 @@ def test_trainer_hooks_keep_their_signature(owner: type, method: str, wanted: li
 def test_the_training_loop_calls_the_hooks(method: str, called: list[str]) -> None:
     source = inspect.getsource(getattr(BaseTrainer, method))
     for text in called:
-        holds(text in source, f"BaseTrainer.{method} no longer has `{text}`", "trainer.py")
+        holds(text in source, f"BaseTrainer.{method} no longer has `{text}`", "train/trainer.py")
 
 
-def test_every_pass_over_the_data_begins_with_model_train() -> None:
+def test_every_pass_over_the_data_begins_with_a_callback() -> None:
     source = inspect.getsource(BaseTrainer._do_train)
-    begin, over = source.find("self._model_train()"), source.find("for i, batch in pbar")
-    inside = source.find("while True:") < begin < over and source.count("self._model_train()") == 1
-    holds(inside, "BaseTrainer._do_train no longer calls _model_train() once before every epoch", "trainer.py")
+    begin, over = source.find('self.run_callbacks("on_train_epoch_start")'), source.find("for i, batch in pbar")
+    inside = source.find("while True:") < begin < over
+    holds(inside, "BaseTrainer._do_train no longer calls on_train_epoch_start before every epoch", "train/trainer.py")
+    holds(
+        inspect.getsource(BaseTrainer._setup_train).rstrip().endswith('self.run_callbacks("on_pretrain_routine_end")'),
+        "BaseTrainer._setup_train no longer ends with on_pretrain_routine_end",
+        "train/trainer.py",
+    )
 
 
 def test_validation_in_training_reads_the_trainers_loss_items() -> None:
     source = inspect.getsource(DetectionValidator.__call__)
     for text in ("trainer.loss_items.items()", 'trainer.label_loss_items(loss, prefix="val")', "model.loss("):
-        holds(text in source, f"the validator no longer has `{text}`", "trainer.py")
+        holds(text in source, f"the validator no longer has `{text}`", "train/trainer.py")
 
 
 def test_a_criterion_is_any_object_on_the_model() -> None:
@@ -372,7 +376,7 @@ def test_a_criterion_is_any_object_on_the_model() -> None:
     batch = {"img": torch.zeros(1, 3, 64, 64)}
     out = net(batch)
     called = len(seen) == 1 and seen[0][1] is batch and "feats" in seen[0][0] and out[0].shape == (3,)
-    holds(called, "a model no longer calls its criterion as criterion(preds, batch)", "trainer.py (DistillCriterion)")
+    holds(called, "a model no longer calls its criterion as criterion(preds, batch)", "train/criterion.py")
 
 
 @pytest.mark.parametrize("name", ["yolo11n.yaml", "yolo26n.yaml"])
@@ -382,15 +386,15 @@ def test_detection_losses_return_a_vector_and_named_items(name: str) -> None:
     batch = {"img": torch.zeros(2, 3, 64, 64), "batch_idx": torch.zeros(1), "cls": torch.zeros(1, 1)}
     batch["bboxes"] = torch.full((1, 4), 0.5)
     loss, items = net.train()(batch)
-    holds(loss.shape == (3,), f"the detection loss is of shape {tuple(loss.shape)}, not (3,)", "trainer.py")
+    holds(loss.shape == (3,), f"the detection loss is of shape {tuple(loss.shape)}, not (3,)", "train/trainer.py")
     names = list(items)
     third = "dfl_loss" if name == "yolo11n.yaml" else "l1_loss"  # the head without DFL
     holds(names == ["box_loss", "cls_loss", third], f"loss items are {names}", "trainer.py and evaluate/report.py")
     scaled = torch.allclose(loss.detach(), 2 * torch.stack(list(items.values())), rtol=1e-4)
     if name == "yolo11n.yaml":  # a dual head sums two branches, and names the items of one
-        holds(scaled, "the detection loss is no longer multiplied by the batch size", "trainer.py")
+        holds(scaled, "the detection loss is no longer multiplied by the batch size", "train/trainer.py")
     else:
-        holds(hasattr(net.criterion, "update"), "the end-to-end loss has no update()", "trainer.py (DistillCriterion)")
+        holds(hasattr(net.criterion, "update"), "the end-to-end loss has no update()", "train/criterion.py")
 
 
 def test_ultralytics_reads_the_settings_of_the_tests() -> None:

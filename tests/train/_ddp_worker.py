@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,17 @@ class GlooTrainer(DistillTrainer):
         self.world_size = 2
         super()._do_train()
 
-    def _discriminator_step(self) -> None:
-        """Let the first step's loss be NaN in one of the processes."""
-        assert self.distiller is not None
+    def optimizer_step(self) -> None:
+        """Let the discriminator's loss in the first step be NaN in one of the processes."""
+        assert self.session is not None
         self.disc_steps += 1
+        opponents = self.session._opponents
         if RANK == 1 and self.disc_steps == 1:
-            loss = self.distiller.discriminator_loss
-            self.distiller.discriminator_loss = lambda: loss() * float("nan")  # type: ignore[method-assign]
-            try:
-                super()._discriminator_step()
-            finally:
-                self.distiller.discriminator_loss = loss  # type: ignore[method-assign]
-        else:
-            super()._discriminator_step()
+            self.session._opponents = [replace(o, loss=lambda o=o: o.loss() * float("nan")) for o in opponents]  # type: ignore[misc]
+        try:
+            super().optimizer_step()
+        finally:
+            self.session._opponents = opponents
 
     def final_eval(self) -> None:
         """The state is compared as training leaves it."""
@@ -72,12 +71,14 @@ def digest(tensors: Any) -> str:
 
 def parts(trainer: GlooTrainer) -> dict[str, str]:
     """Return a digest of what every process must have alike."""
-    assert trainer.distiller is not None and trainer.disc_optimizer is not None
-    moments = [v for o in (trainer.optimizer, trainer.disc_optimizer) for s in o.state.values() for v in s.values()]
+    assert trainer.session is not None
+    (disc_optimizer,) = trainer.session._optimizers.values()
+    (opponent,) = trainer.session._opponents
+    moments = [v for o in (trainer.optimizer, disc_optimizer) for s in o.state.values() for v in s.values()]
     return {
         "student": digest(trainer.model.module.parameters()),
-        "distiller": digest(trainer.distiller.main_parameters()),
-        "discriminator": digest(trainer.distiller.discriminator_parameters()),
+        "distiller": digest(trainer.session.parameters()),
+        "discriminator": digest(opponent.parameters),
         "optimizers": digest(moments),
     }
 

@@ -70,9 +70,15 @@ def prepared(settings: Settings, **extra: Any) -> DistillTrainer:
     """Return a trainer just before its first step."""
     trainer = DistillTrainer(overrides={"model": STUDENT, **settings, **extra})
     trainer._setup_train()
-    trainer.epoch = 1
-    trainer._model_train()
+    begin_epoch(trainer, 1)
     return trainer
+
+
+def begin_epoch(trainer: DistillTrainer, epoch: int) -> None:
+    """Do what Ultralytics does at the start of every epoch."""
+    trainer.epoch = epoch
+    trainer.run_callbacks("on_train_epoch_start")
+    trainer._model_train()
 
 
 def first_batch(trainer: DistillTrainer) -> dict[str, Any]:
@@ -82,6 +88,8 @@ def first_batch(trainer: DistillTrainer) -> dict[str, Any]:
 def student_gradient(trainer: DistillTrainer, batch: dict[str, Any]) -> Tensor:
     """Return the gradient of one batch at the neck, where distillation acts, flat."""
     trainer.model.zero_grad()
+    if trainer.session is not None:
+        trainer.session.observe(batch["img"])
     loss, trainer.loss_items = trainer.model(dict(batch))
     loss.sum().backward()
     return torch.cat([p.grad.flatten() for n, p in trainer.model.named_parameters() if "model.16." in n])
@@ -252,8 +260,7 @@ def test_weights_warm_up(settings: Settings, teachers: list[str]) -> None:
     trainer = prepared(settings, teachers=teachers, distill_warmup=4)
     batch, terms = first_batch(trainer), []
     for epoch in (0, 1, 2, 4, 8):
-        trainer.epoch = epoch
-        trainer._model_train()  # as every epoch begins
+        begin_epoch(trainer, epoch)
         student_gradient(trainer, batch)
         terms.append(float(trainer.loss_items["dist_loss"]))
     assert terms[0] == 0
@@ -264,17 +271,18 @@ def test_weights_warm_up(settings: Settings, teachers: list[str]) -> None:
 
 def test_distillation_modules_learn_and_are_in_the_optimizer(settings: Settings, teachers: list[str]) -> None:
     trainer = prepared(settings, teachers=teachers, distill_warmup=0)
-    assert trainer.distiller is not None
+    assert trainer.session is not None
     in_optimizer = {id(p) for g in trainer.optimizer.param_groups for p in g["params"]}
-    assert all(id(p) in in_optimizer for p in trainer.distiller.main_parameters())
-    assert not any(id(p) in in_optimizer for p in trainer.distiller.discriminator_parameters())
-    before = {k: v.clone() for k, v in trainer.distiller.named_parameters()}
+    assert all(id(p) in in_optimizer for p in trainer.session.parameters())
+    discriminators = [p for n, p in trainer.session.methods.named_parameters() if "discriminators" in n]
+    assert discriminators and not any(id(p) in in_optimizer for p in discriminators)
+    before = {k: v.clone() for k, v in trainer.session.methods.named_parameters()}
     for group in trainer.optimizer.param_groups:
         group["lr"] = 0.01
     loss, trainer.loss_items = trainer.model(first_batch(trainer))
     loss.sum().backward()
     trainer.optimizer_step()
-    same = [k for k, v in trainer.distiller.named_parameters() if torch.equal(v, before[k])]
+    same = [k for k, v in trainer.session.methods.named_parameters() if torch.equal(v, before[k])]
     assert not same, f"these never learn: {same}"
 
 
@@ -288,7 +296,7 @@ def test_every_optimizer_takes_the_distillation_modules(
     assert groups[0]["initial_lr"] == trainer.args.lr0
     student_gradient(trainer, first_batch(trainer))
     trainer.optimizer_step()
-    assert all(torch.isfinite(p).all() for p in trainer.distiller.parameters())  # type: ignore[union-attr]
+    assert all(torch.isfinite(p).all() for p in trainer.session.methods.parameters())  # type: ignore[union-attr]
 
 
 def test_drowning_is_warned_of_once(settings: Settings, teachers: list[str], messages: list[str]) -> None:
@@ -304,7 +312,7 @@ def test_the_detection_guard_trains(settings: Settings, teachers: list[str]) -> 
     batch = first_batch(trainer)
     student_gradient(trainer, batch)
     assert float(trainer.loss_items["guard_loss"]) > 0
-    assert all(p.grad is not None for p in trainer.distiller.main_parameters())  # type: ignore[union-attr]
+    assert all(p.grad is not None for p in trainer.session.parameters())  # type: ignore[union-attr]
     plain.model(dict(batch))
     for ours, theirs in zip(trainer.model.buffers(), plain.model.buffers(), strict=True):
         if ours.dtype.is_floating_point:  # the statistics are those of the student's maps alone
@@ -332,7 +340,7 @@ def killed_run(settings: Settings, teachers: list[str]) -> Path:
         from meddet_yolo import MedDet
         model = MedDet({STUDENT!r})
         def die(trainer):
-            if trainer.epoch == 1 and trainer._batches_seen == 2:
+            if trainer.epoch == 1 and trainer.session._batch == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
         model.add_callback("on_train_batch_end", die)
         model.train(teachers={teachers!r}, **{settings!r})
@@ -442,10 +450,11 @@ def test_teachers_are_known_by_what_was_loaded(
     shutil.copy(copies[1], copies[0])
     Path(copies[1]).unlink()
     assert trainer._state()["teachers"] == expected
-    trainer._check_digests(expected)
-    trainer._check_digests(["", expected[1]])  # one that was given as a loaded model cannot be judged
+    names = trainer.distill_config.run.teachers
+    trainer._files.check_same(expected, names)
+    trainer._files.check_same(["", expected[1]], names)  # one that was given as a loaded model cannot be judged
     with pytest.raises(ValueError, match="not the file that the run was started with"):
-        trainer._check_digests(expected[::-1])
+        trainer._files.check_same(expected[::-1], names)
 
     def overwritten(name: str, trust: bool) -> Any:
         model = load_detector(name, trust=trust)
@@ -453,7 +462,7 @@ def test_teachers_are_known_by_what_was_loaded(
         return model
 
     shutil.copy(teachers[0], copies[0])
-    monkeypatch.setattr("meddet_yolo.train.trainer.load_detector", overwritten)
+    monkeypatch.setattr("meddet_yolo.train.teacher_files.load_detector", overwritten)
     with pytest.raises(ValueError, match="was changed while it was being loaded"):
         prepared(settings, teachers=copies[0])
 
@@ -475,7 +484,7 @@ def test_recovery_after_nan(settings: Settings, teachers: list[str], messages: l
             with torch.no_grad():
                 for parameter in unwrap_model(trainer.model).model[16].parameters():
                     parameter.fill_(float("nan"))
-                for parameter in trainer.distiller.parameters():
+                for parameter in trainer.session.methods.parameters():
                     parameter.fill_(float("nan"))
 
     model.add_callback("on_train_epoch_start", poison)
@@ -483,10 +492,10 @@ def test_recovery_after_nan(settings: Settings, teachers: list[str], messages: l
     assert any("recovering from last.pt" in line for line in messages)
     rows = list(csv.DictReader((run_files(settings) / "results.csv").open()))
     assert len(rows) == 2
-    assert all(torch.isfinite(p).all() for p in model.trainer.distiller.parameters())
+    assert all(torch.isfinite(p).all() for p in model.trainer.session.methods.parameters())
     distilled = {k: float(v) for k, v in rows[1].items() if k.startswith("distill/")}
     assert not [k for k, v in distilled.items() if math.isnan(v)], "the epoch's means hold those of its lost attempt"
-    assert model.trainer._batches_seen == len(model.trainer.train_loader)
+    assert model.trainer.session._batch == len(model.trainer.train_loader)
 
 
 def test_an_epoch_that_is_tried_again_after_running_out_of_memory_counts_once(
@@ -498,19 +507,20 @@ def test_an_epoch_that_is_tried_again_after_running_out_of_memory_counts_once(
     def note(trainer: DistillTrainer) -> None:
         rises.append(float(trainer.loss_items["dist_loss"]))
         if len(rises) == 1:
-            forward = trainer.distiller.forward
+            method = trainer.session.methods["meddet"]
+            forward = method.forward
 
             def out_of_memory(*args: Any, **kwargs: Any) -> Any:
-                trainer.distiller.forward = forward
+                method.forward = forward
                 raise RuntimeError("CUDA out of memory")
 
-            trainer.distiller.forward = out_of_memory
+            method.forward = out_of_memory
 
     model.add_callback("on_train_batch_end", note)
     model.train(teachers=teachers, **{**settings, "epochs": 1})
     trainer = model.trainer
     assert trainer.batch_size == settings["batch"] // 2
-    assert trainer._batches_seen == len(trainer.train_loader) == len(rises) - 1
+    assert trainer.session._batch == len(trainer.train_loader) == len(rises) - 1
     assert rises[0] == rises[1] == 0 < rises[2]  # the warm-up begins again with the epoch
 
 
@@ -524,28 +534,6 @@ def test_every_epoch_writes_the_same_columns(settings: Settings, teachers: list[
     assert all(loss > 0 for loss in losses)
     for row in rows:
         assert all(0 <= float(v) < 1 for k, v in zip(header, row, strict=True) if k.startswith("lr/"))
-
-
-def test_gradients_are_averaged_in_one_exchange(
-    settings: Settings, teachers: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = prepared(settings, teachers=teachers)
-    parameters = list(trainer.distiller.main_parameters())  # type: ignore[union-attr]
-    for parameter in parameters[1:]:
-        parameter.grad = torch.randn_like(parameter)
-    expected = [torch.zeros_like(parameters[0]), *(p.grad * 1.5 for p in parameters[1:] if p.grad is not None)]
-    exchanged: list[int] = []
-
-    def all_reduce(tensor: Tensor) -> None:  # the other process has twice our gradients
-        exchanged.append(tensor.numel())
-        tensor.mul_(3)
-
-    monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
-    trainer.world_size = 2
-    trainer._average_gradients(parameters)
-    assert exchanged == [sum(p.numel() for p in parameters)]
-    for parameter, mean in zip(parameters, expected, strict=True):
-        torch.testing.assert_close(parameter.grad, mean)
 
 
 def test_a_failed_write_keeps_the_last_checkpoint(
@@ -648,10 +636,10 @@ def test_levels_are_matched_at_the_teachers_own_size(
     settings: Settings, teachers: list[str], size: int | None, levels: list[int]
 ) -> None:
     trainer = prepared(settings, teachers=teachers[0], teacher_imgsz=size)
-    assert trainer._levels == [levels]
-    assert [m.shape[1] for m in first_batch(trainer)["teacher_feats"][0]] == [
-        trainer.teachers[0].channels[i] for i in levels
-    ]
+    method = trainer.session.methods["meddet"]  # type: ignore[union-attr]
+    assert method._levels == [levels]
+    aligned = [teacher[0].conv.in_channels for teacher in method.align]  # type: ignore[union-attr, index]
+    assert aligned == [trainer.teachers[0].channels[i] for i in levels]
 
 
 def test_another_teacher_size_is_a_remedy(settings: Settings, teachers: list[str]) -> None:

@@ -28,8 +28,8 @@ def test_a_run_on_a_gpu(tmp_path: Path, tiny_data: Path, tiny_teachers: list[Pat
         name="run",
     )
     trainer = model.trainer
-    assert all(p.is_cuda for p in trainer.distiller.parameters())
-    assert all(torch.isfinite(p).all() for p in trainer.distiller.parameters())
+    assert all(p.is_cuda for p in trainer.session.methods.parameters())
+    assert all(torch.isfinite(p).all() for p in trainer.session.methods.parameters())
     rows = list(csv.DictReader((tmp_path / "run" / "results.csv").open()))
     assert len(rows) == 3
     assert all(float(row["train/dist_loss"]) > 0 for row in rows[1:])
