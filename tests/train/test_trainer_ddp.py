@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from tests.train._ddp_worker import digest
 
 PARTS = ("student", "distiller", "discriminator", "optimizers")
