@@ -78,6 +78,7 @@ meddet: distil several YOLO detectors into one small one, inside Ultralytics
 
 Without teachers= it trains as `yolo` does. All arguments of `yolo` work: `meddet cfg` lists them. Distillation adds
   teachers=       checkpoints to learn from: [a.pt,b.pt], a.pt,b.pt or a.pt (quote [ ] in zsh)
+  inherit=        auto: a student from a YAML starts with channels of a teacher of its family; none; or a checkpoint
   fusion=         lwff, sum or concat           guard=          reconstruction, detection or none
   dist_weight=    weight of feature distillation                adv_weight=   weight of the adversarial term
   distill_warmup= epochs until both are at full weight          disc_lr=      learning rate of the adversary
@@ -260,7 +261,7 @@ def _parse(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             raise UsageError(f"{argument!r} has no value: write {argument}VALUE") from error
         if not key:
             raise UsageError(f"{argument!r} has no key: write key=value")
-        options[key] = as_list(value) if key == "teachers" else value
+        options[key] = as_list(value) if key in {"teachers", "distill"} else value
     return words, options
 
 

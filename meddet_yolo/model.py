@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.engine.model import Model
+from ultralytics.utils import LOGGER, colorstr
 
 from meddet_yolo import registry
 from meddet_yolo.data.mri_noise import MRINoiseConfig
@@ -168,6 +169,47 @@ class MedDet(_Guarded, YOLO):
         tasks["detect"] = {**tasks["detect"], "trainer": DistillTrainer, "validator": MedDetValidator}
         tasks["detect"]["predictor"] = MedDetPredictor
         return tasks
+
+    def load(self, weights: Any = "yolo26n.pt", *, inherit: bool = False, **kwargs: Any) -> Any:
+        """Load weights as `YOLO.load` does, or let this model inherit them from a wider or deeper one of its family.
+
+        Args:
+            weights: A checkpoint, or a model.
+            inherit: Take channels and blocks of the other model over where it is larger, see
+                `meddet_yolo.distill.inherit`. A model from a YAML gets the other's classes. A following `train` starts
+                from what was taken over.
+            **kwargs: `trust`, see the class.
+
+        Returns:
+            This model.
+
+        Raises:
+            FileNotFoundError: If there is no such checkpoint.
+            InheritError: If the other model is of another family, or narrower or shallower.
+
+        Examples:
+            >>> MedDet("meddet11-n.yaml").load("yolo11s.pt", inherit=True)  # doctest: +SKIP
+        """
+        if not inherit:
+            return super().load(weights, **kwargs)
+        from meddet_yolo.distill.inherit import inherit as take_over
+
+        self._check_is_pytorch_model()
+        other: Any = weights.model if isinstance(weights, YOLO) else weights
+        if not isinstance(other, nn.Module):
+            with self._guard("load", kwargs) as trusted:
+                other = registry.load_detector(other, trust=trusted)
+        model: Any = self.model
+        if not getattr(self, "ckpt", None) and len(other.names) != len(model.names):  # a YAML tells no classes
+            args, task = model.args, model.task
+            model = type(model)(model.yaml, nc=len(other.names), verbose=False)
+            model.names, model.args, model.task = other.names, args, task
+        report = take_over(model, other)
+        self.model: Any = model
+        self.overrides.pop("pretrained", None)
+        self.ckpt, self.ckpt_path, self.predictor = {"model": model}, None, None  # train() starts from it then
+        LOGGER.info(f"{colorstr('inherit:')} {report}")
+        return self
 
     def predict(self, source: Any = None, stream: bool = False, predictor: Any = None, **kwargs: Any) -> Any:
         """Predict as `YOLO.predict` does, also on DICOM and NIfTI: files, folders of series, volumes, patterns.

@@ -24,6 +24,9 @@ class RunOptions(Options):
         distill: Distillation method, or a list of several whose terms are added.
         trust: Load teacher checkpoints without safe mode. A checkpoint is a pickle and can run code: only for files you
             made or trust.
+        inherit: Where a student that starts from a model YAML without `pretrained` weights takes its first weights
+            from: `auto` (the smallest teacher of its family that is at least as wide and deep, if there is one),
+            `none`, or a checkpoint, which need not be a teacher.
         teacher_imgsz: Input size of the teachers: one for all or a list of one each; None is the student's.
         distill_warmup: Epochs over which the weights of the distillation terms rise linearly from 0, at least 0;
             fractions allowed.
@@ -40,6 +43,7 @@ class RunOptions(Options):
     teachers: list[str] = field(default_factory=list)
     distill: str | list[str] = "meddet"
     trust: bool = False
+    inherit: str = "auto"
     teacher_imgsz: int | list[int] | None = None
     distill_warmup: float = 3.0
     drown_warning: float = 0.5
@@ -49,6 +53,7 @@ class RunOptions(Options):
         self.put("teachers", _paths(self.teachers))
         self.put("distill", _methods(self.distill))
         flag("trust", self.trust)
+        self.put("inherit", _source(self.inherit))
         self.put("teacher_imgsz", _sizes(self.teacher_imgsz, len(self.teachers)))
         self.put("distill_warmup", number("distill_warmup", self.distill_warmup, low=0))
         self.put("drown_warning", number("drown_warning", self.drown_warning, low=0, high=1, open_low=True))
@@ -156,6 +161,15 @@ def _paths(value: Any) -> list[str]:
     if not isinstance(given, Sequence) or not all(isinstance(p, str | Path) and str(p).strip() for p in given):
         raise ValueError(f"teachers must be a checkpoint path or a list of them, such as [a.pt, b.pt], got {value!r}.")
     return [str(p) for p in given]
+
+
+def _source(value: Any) -> str:
+    """Check whom a student inherits from: a word, or the path of a checkpoint."""
+    if value in (None, False):
+        return "none"
+    if not isinstance(value, str | Path) or not str(value).strip():
+        raise ValueError(f"inherit must be auto, none or the path of a checkpoint, got {value!r}.")
+    return str(value).lower() if str(value).lower() in {"auto", "none"} else str(value)
 
 
 def _sizes(value: Any, num_teachers: int) -> int | list[int] | None:

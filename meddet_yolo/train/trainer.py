@@ -25,10 +25,12 @@ from meddet_yolo.data.labels import label_problem
 from meddet_yolo.data.mri_noise import MRINoiseConfig
 from meddet_yolo.data.shipped import find_data
 from meddet_yolo.distill.config import DistillConfig
+from meddet_yolo.distill.inherit import best_fit, inherit
 from meddet_yolo.distill.session import DistillSession
 from meddet_yolo.distill.teachers import Teacher, check_same_classes, detector_spec
 from meddet_yolo.evaluate.validator import MedDetValidator
 from meddet_yolo.imaging.volumes import Skipped
+from meddet_yolo.registry import load_detector
 from meddet_yolo.train.criterion import DistillCriterion
 from meddet_yolo.train.sidecar import Sidecar, written_whole
 from meddet_yolo.train.teacher_files import TeacherFiles
@@ -86,17 +88,21 @@ class DistillTrainer(DetectionTrainer):
             overrides["teachers"] = self._files.name(overrides["teachers"])
         if "data" in overrides:
             overrides["data"] = find_data(overrides["data"])
+        if _is_file(overrides.get("inherit")):
+            overrides["inherit"] = str(Path(overrides["inherit"]).expanduser().resolve())
         resuming = bool(overrides.get("resume"))
         config = DistillConfig.from_dict({k: v for k, v in overrides.items() if k in DistillConfig.keys()})
         if not resuming:
             self._refuse_native(overrides.get("distill_model"), config)
             MRINoiseConfig.from_options(overrides)  # before anything is loaded
             models = self._files.load(config.run)
+            self._ancestors = self._load_ancestors(config, models, overrides.get("pretrained"))
         super().__init__({**OWN_DEFAULTS, **cfg2dict(cfg)}, overrides, _callbacks)
         if resuming:
             config = DistillConfig.from_dict({k: getattr(self.args, k) for k in DistillConfig.keys()})
             self._refuse_native(self.args.distill_model, config)
             models = self._files.load(config.run)
+            self._ancestors = []
         self.distill_config = config
         self.session: DistillSession | None = None
         run = config.run
@@ -124,6 +130,44 @@ class DistillTrainer(DetectionTrainer):
                 f"distill_model={distill_model} and teachers={config.run.teachers} were both given; distill_model is "
                 "Ultralytics' own single-teacher distillation: choose one of the two"
             )
+
+    @staticmethod
+    def _load_ancestors(config: DistillConfig, teachers: list[nn.Module], pretrained: Any) -> list[nn.Module]:
+        """Return the models that the student may inherit from; several only where the best of them is to be found."""
+        wanted = config.run.inherit
+        if wanted == "none" or (wanted == "auto" and isinstance(pretrained, (str, Path))):
+            return []
+        if wanted == "auto":
+            return teachers
+        if isinstance(pretrained, (str, Path)):
+            raise ValueError(
+                f"inherit={wanted} and pretrained={pretrained} both give the student its first weights; choose one"
+            )
+        return [load_detector(wanted, trust=config.run.trust)]
+
+    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
+        """Build the student; one without weights of its own inherits them, see `meddet_yolo.distill.inherit`.
+
+        Raises:
+            InheritError: If the student cannot inherit from the checkpoint that `inherit` names.
+        """
+        model = super().get_model(cfg, weights, verbose)
+        wanted = self.distill_config.run.inherit
+        if weights is not None or not self._ancestors:
+            if weights is not None and self._ancestors and wanted != "auto":
+                raise ValueError(
+                    f"inherit={wanted} is for a student that starts from a model YAML; this one has weights already"
+                )
+            return model
+        best = 0 if wanted != "auto" else best_fit(model, self._ancestors)
+        if best is None:
+            text = "no teacher is of the student's family and at least as wide and deep; it starts at random"
+        else:
+            text = str(inherit(model, self._ancestors[best]))
+        self._ancestors = []
+        if RANK in {-1, 0}:
+            LOGGER.info(f"{colorstr('inherit:')} {text}")
+        return model
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Restore a run's arguments, ours included; `teachers` and `trust` may be given anew.
@@ -316,6 +360,11 @@ class DistillTrainer(DetectionTrainer):
         super().final_eval()
         if RANK in {-1, 0}:
             Sidecar(self.wdir).remove()
+
+
+def _is_file(value: Any) -> bool:
+    """Return whether a value is the path of a file."""
+    return isinstance(value, (str, Path)) and Path(value).expanduser().is_file()
 
 
 def _extend_criterion(trainer: DistillTrainer) -> None:
