@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from meddet_yolo.imaging.dicom import DicomFrame, DicomReference, VolumeError, is_dicom, read_frame, read_header
 from meddet_yolo.imaging.geometry import SliceGeometry, oriented, picture
 from meddet_yolo.imaging.grey import percentile_grey, scaled_grey
+from meddet_yolo.imaging.label_maps import is_label_map
 from meddet_yolo.imaging.limits import MAX_PIXELS
 from meddet_yolo.imaging.nifti import NIFTI_SUFFIXES, NiftiVolume, is_nifti, read_nifti
 from meddet_yolo.imaging.privacy import public_name, redact
@@ -121,6 +122,8 @@ class Volume:
         if self.nifti is not None:
             try:
                 voxels = self.nifti.voxels()
+                if is_label_map(voxels):
+                    raise VolumeError(f"is a label map ({len(np.unique(voxels))} whole values in regions), no image")
             except Exception as error:
                 yield Skipped(self.nifti.path, reason_of(error))
                 return
