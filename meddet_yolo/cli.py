@@ -55,6 +55,7 @@ meddet: distil several YOLO detectors into one small one, inside Ultralytics
   meddet train   model=meddet-n.yaml teachers=[a.pt,b.pt] data=d.yaml epochs=100 imgsz=512
   meddet train   cfg=recipe.yaml imgsz=640      a recipe file holds any keys; the command line wins
   meddet train   model=runs/detect/train/weights/last.pt resume=True
+  meddet train   model=... data=... check=True  what it would do, need and take: sets all up and runs three batches
   meddet val     model=best.pt data=d.yaml
   meddet val     model=[a.pt,b.pt] data=d.yaml noise=rician sigma=[0,0.05,0.1]      accuracy under MRI noise
   meddet predict model=best.pt source=images/
@@ -399,6 +400,9 @@ def _train(model: Any, name: str, options: dict[str, Any]) -> None:
     ckpt = model.ckpt or {}
     if options.get("resume") and not (ckpt.get("epoch", -1) >= 0 and ckpt.get("optimizer") is not None):
         raise ValueError(f"{name} cannot be resumed: it is no last.pt of an unfinished training")
+    if options.get("check"):
+        print(model.train(**options))
+        return
     try:
         model.train(**options)
     except KeyboardInterrupt:

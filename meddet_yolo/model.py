@@ -30,7 +30,7 @@ __all__ = ["OWN_KEYS", "MedDet"]
 
 # The keys that a mode takes besides Ultralytics' own.
 OWN_KEYS: dict[str, frozenset[str]] = {
-    "train": DistillConfig.keys() | MRINoiseConfig.keys(),
+    "train": DistillConfig.keys() | MRINoiseConfig.keys() | {"check"},
     "val": frozenset({"noise", "sigma"}),
     "predict": frozenset({"slices", "window", "sr", "max_pixels"}),
     "export": EXPORT_KEYS,
@@ -63,10 +63,11 @@ class _Guarded(Model):
 
         Args:
             trainer: As in `YOLO.train`.
-            **kwargs: As in `YOLO.train`, and the options of distillation and of MRI noise.
+            **kwargs: As in `YOLO.train`, and the options of distillation and of MRI noise; `check=True` sets everything
+                up, runs a few batches and trains nothing.
 
         Returns:
-            The metrics as in `YOLO.train`.
+            The metrics as in `YOLO.train`; with `check` a `meddet_yolo.train.plan_check.PlanCheck`.
 
         Raises:
             ValueError: If an option is out of range, or the model is none that teachers can teach.
@@ -74,6 +75,12 @@ class _Guarded(Model):
         with self._guard("train", kwargs) as trusted:
             if kwargs.get("teachers"):
                 self._check_student()
+            if kwargs.pop("check", False):
+                if self.task != "detect" or trainer is not None:
+                    raise ValueError("check=True is for detectors and our own trainer")
+                from meddet_yolo.train.plan_check import check_training
+
+                return check_training(self, {**kwargs, "trust": trusted} if trusted else kwargs)
             kind = trainer or self._smart_load("trainer")
             if trusted and isinstance(kind, type) and issubclass(kind, DistillTrainer):
                 kwargs["trust"] = True  # which it hands to the processes of other devices

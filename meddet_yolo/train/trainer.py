@@ -58,6 +58,7 @@ class DistillTrainer(DetectionTrainer):
         teachers: The frozen teachers; empty without distillation.
         skipped: DICOM and NIfTI files of the data set that could not be used, and why.
         session: What distils: teachers, methods, adversaries; None before set-up and without teachers.
+        inherited: What the student inherited or why nothing, in words; empty where it had nobody to inherit from.
 
     Raises:
         FileNotFoundError: If a teacher file is missing, a moved one on resume included.
@@ -75,6 +76,7 @@ class DistillTrainer(DetectionTrainer):
     args: Any  # Ultralytics builds these without types
     last: Path
     best: Path
+    inherited: str = ""
 
     def __init__(
         self,
@@ -164,6 +166,7 @@ class DistillTrainer(DetectionTrainer):
             text = "no teacher is of the student's family and at least as wide and deep; it starts at random"
         else:
             text = str(inherit(model, self._ancestors[best]))
+        self.inherited = text
         self._ancestors = []
         if RANK in {-1, 0}:
             LOGGER.info(f"{colorstr('inherit:')} {text}")
