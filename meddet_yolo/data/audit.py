@@ -15,7 +15,7 @@ from meddet_yolo.data.duplicates import Fingerprint, exact_duplicates, near_dupl
 from meddet_yolo.data.splits import SPLITS
 from meddet_yolo.files import write_whole
 
-__all__ = ["Audit", "Entry", "audit"]
+__all__ = ["Audit", "Entry", "Finding", "audit"]
 
 # Our own decisions; a flagged label is to be looked at, it need not be wrong.
 TINY = 4.0  # pixels, of the shorter side
@@ -48,6 +48,23 @@ class Entry:
     fingerprint: Fingerprint
 
 
+@dataclass(frozen=True)
+class Finding:
+    """Something to be looked at, for a picture of it.
+
+    Args:
+        kind: What it is.
+        detail: More about it.
+        entries: The images it is about, by their places in the sequence of entries.
+        boxes: Their boxes that it is about, for the first of the images.
+    """
+
+    kind: str
+    detail: str
+    entries: tuple[int, ...]
+    boxes: tuple[int, ...] = ()
+
+
 @dataclass
 class Audit:
     """The findings.
@@ -60,6 +77,7 @@ class Audit:
         leaks: What makes the measured accuracy worth nothing: patients, or the same image, in two parts.
         notes: What else a reader should know.
         left_out: Files that were left out, with reasons.
+        findings: Suspicious labels, duplicates and leaks again, each with its images and boxes.
     """
 
     counts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -69,10 +87,11 @@ class Audit:
     leaks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain types."""
-        return dict(vars(self))
+        """Return all that can be read, as plain types."""
+        return {key: value for key, value in vars(self).items() if key != "findings"}
 
     def write(self, folder: Path, title: str) -> None:
         """Write `report.json` and `report.md`."""
@@ -165,7 +184,7 @@ def audit(
         }
     for index, name in enumerate(names):
         report.boxes[name] = _sizes(entries, index)
-    report.suspicious = _suspicious(entries, names)
+    report.suspicious, report.findings = _suspicious(entries, names)
     for index, name in enumerate(names):
         absent = [part for part in parts if not report.counts[part]["boxes"][name]]
         if absent:
@@ -194,33 +213,42 @@ def _sizes(entries: Sequence[Entry], index: int) -> dict[str, Any]:
     return {"boxes": len(rows), **spread}
 
 
-def _suspicious(entries: Sequence[Entry], names: Sequence[str]) -> dict[str, list[str]]:
-    """Return labels to be looked at, by kind."""
-    found: dict[str, list[str]] = {}
+def _suspicious(entries: Sequence[Entry], names: Sequence[str]) -> tuple[dict[str, list[str]], list[Finding]]:
+    """Return labels to be looked at, by kind, and the same with their boxes."""
+    texts: dict[str, list[str]] = {}
+    findings: list[Finding] = []
 
-    def flag(kind: str, entry: Entry, detail: str) -> None:
-        found.setdefault(kind, []).append(f"{entry.name}: {detail}")
+    def flag(kind: str, place: int, detail: str, *boxes: int) -> None:
+        texts.setdefault(kind, []).append(f"{entries[place].name}: {detail}")
+        findings.append(Finding(kind, detail, (place,), boxes))
 
-    for entry in entries:
+    for place, entry in enumerate(entries):
         if entry.clipped:
-            flag("box out of the image", entry, f"{entry.clipped} clipped")
-        for cls, x0, y0, x1, y1 in entry.boxes:
+            at_edge = [i for i, box in enumerate(entry.boxes) if _touches_edge(box, entry.size)]
+            flag("box out of the image", place, f"{entry.clipped} clipped", *at_edge)
+        for i, (cls, x0, y0, x1, y1) in enumerate(entry.boxes):
             width, height = x1 - x0, y1 - y0
             text = f"{names[cls]} {width:.0f} x {height:.0f} px"
             if min(width, height) < TINY:
-                flag("tiny box", entry, text)
+                flag("tiny box", place, text, i)
             elif max(width, height) / min(width, height) > ELONGATED:
-                flag("elongated box", entry, text)
+                flag("elongated box", place, text, i)
             if width * height > HUGE * entry.size[0] * entry.size[1]:
-                flag("huge box", entry, text)
+                flag("huge box", place, text, i)
         for i, j in _overlapping(entry.boxes):
             first, second = names[entry.boxes[i][0]], names[entry.boxes[j][0]]
             kind = "object labelled twice" if first == second else "object with two classes"
-            flag(kind, entry, first if first == second else f"{first} and {second}")
+            flag(kind, place, first if first == second else f"{first} and {second}", i, j)
     empty = [entry.name for entry in entries if not entry.boxes]
     if len(empty) > len(entries) / 2:  # some are useful background; so many are rather labels that were not found
-        found["image without boxes"] = empty
-    return found
+        texts["image without boxes"] = empty
+    return texts, findings
+
+
+def _touches_edge(box: tuple[int, float, float, float, float], size: tuple[int, int]) -> bool:
+    """Return whether a box reaches an edge of its image."""
+    _, x0, y0, x1, y1 = box
+    return min(x0, y0) <= 0 or x1 >= size[0] or y1 >= size[1]
 
 
 def _overlapping(boxes: Sequence[tuple[int, float, float, float, float]]) -> list[tuple[int, int]]:
@@ -243,8 +271,13 @@ def _find_duplicates(entries: Sequence[Entry], report: Audit) -> None:
     for group in exact_duplicates(prints):
         members = [entries[i] for i in group]
         text = " = ".join(_with_part(e) for e in members)
-        if len({e.split for e in members}) > 1:
+        leaks = len({e.split for e in members}) > 1
+        if leaks:
             report.leaks.append(f"the same image in several parts: {text}")
+        kind = (
+            f"leak: the same image in {' and '.join(sorted({e.split for e in members}))}" if leaks else "the same image"
+        )
+        report.findings.append(Finding(kind, "", tuple(group)))
         found.setdefault("the same image", []).append(text)
     within = 0
     for a, b, distance in near_duplicates(prints):
@@ -253,8 +286,9 @@ def _find_duplicates(entries: Sequence[Entry], report: Audit) -> None:
             within += 1  # neighbouring slices
             continue
         across = "across parts" if first.split != second.split else "within a part"
-        text = f"{_with_part(first)} ~ {_with_part(second)} ({distance} of 255 signs differ)"
-        found.setdefault(f"images that look the same, {across}", []).append(text)
+        kind, text = f"images that look the same, {across}", f"{_with_part(first)} ~ {_with_part(second)}"
+        found.setdefault(kind, []).append(f"{text} ({distance} of 255 signs differ)")
+        report.findings.append(Finding(kind, f"{distance} of 255 signs differ", (a, b)))
     if within:
         report.notes.append(f"{within} pairs of images of the same patient look the same, as neighbouring slices do")
     report.duplicates = found

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from meddet_yolo.data.audit import Audit, Entry, audit
+from meddet_yolo.data.convert.contact_sheet import write_contact_sheet
 from meddet_yolo.data.convert.formats import read_source
 from meddet_yolo.data.convert.patients import assign_parts, find_patients
 from meddet_yolo.data.convert.pixels import Picture, read_picture
@@ -36,18 +37,20 @@ class Conversion:
         data: The data set's YAML; None after a check.
         audit: The report.
         problems: Files, boxes and images that were left out, each with its reason.
+        report: The report as Markdown; None after a check without a folder for it.
+        pictures: A picture of what a check has found to be looked at; None where there is none.
     """
 
     data: Path | None
     audit: Audit
     problems: list[str]
+    report: Path | None = None
+    pictures: Path | None = None
 
     def __str__(self) -> str:
-        """Return the report in short, and where the data set is."""
-        lines = [self.audit.as_text()]
-        if self.data is not None:
-            lines.append(f"report={self.data.parent / 'report.md'}\ndata={self.data}")
-        return "\n".join(lines)
+        """Return the report in short, and where the rest is."""
+        files = {"report": self.report, "pictures": self.pictures, "data": self.data}
+        return "\n".join([self.audit.as_text(), *(f"{name}={path}" for name, path in files.items() if path)])
 
 
 def convert(
@@ -145,7 +148,7 @@ def convert(
     _name(planned, entries, rename=rename)
     report = audit(entries, names, notes=collection.notes, left_out=[str(p) for p in collection.problems])
     report.leaks[:0] = leak
-    data = None
+    data = written = picture = None
     arguments = {"format": kind, "split": split, "val": val, "test": test, "seed": seed, "rename": rename}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +156,10 @@ def convert(
             if not check:
                 data = write_data_set(folder, planned, names, arguments, max_pixels, _progress("writing"))
             report.write(folder, f"{'Check' if check else 'Conversion'} of a data set ({kind})")
-    return Conversion(data, report, report.left_out)
+            written, picture = folder / "report.md", folder / "findings.png"
+            if not check or not write_contact_sheet(picture, report.findings, entries, planned, max_pixels):
+                picture = None
+    return Conversion(data, report, report.left_out, written, picture)
 
 
 @functools.wraps(convert)
