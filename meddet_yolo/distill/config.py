@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from meddet_yolo.distill.classes import read_class_maps
 from meddet_yolo.distill.method import METHODS, method_class
 from meddet_yolo.distill.options import Options, choice, count, flag, nearest, number
 
@@ -28,6 +29,9 @@ class RunOptions(Options):
             from: `auto` (the smallest teacher of its family that is at least as wide and deep, if there is one),
             `none`, or a checkpoint, which need not be a teacher.
         teacher_imgsz: Input size of the teachers: one for all or a list of one each; None is the student's.
+        teacher_classes: Which of a teacher's classes stand for which of the data set's, names or indices, such as
+            `{disc: 0}`; for several teachers a list of one each. None: a teacher of the same classes serves with its
+            predictions, one of another number of classes with its features alone.
         distill_warmup: Epochs over which the weights of the distillation terms rise linearly from 0, at least 0;
             fractions allowed.
         drown_warning: Warn when the distillation terms exceed this share of the student's total loss, in (0, 1].
@@ -45,6 +49,7 @@ class RunOptions(Options):
     trust: bool = False
     inherit: str = "auto"
     teacher_imgsz: int | list[int] | None = None
+    teacher_classes: dict[Any, Any] | list[dict[Any, Any] | None] | None = None
     distill_warmup: float = 3.0
     drown_warning: float = 0.5
 
@@ -55,6 +60,7 @@ class RunOptions(Options):
         flag("trust", self.trust)
         self.put("inherit", _source(self.inherit))
         self.put("teacher_imgsz", _sizes(self.teacher_imgsz, len(self.teachers)))
+        self.put("teacher_classes", read_class_maps(self.teacher_classes, len(self.teachers)))
         self.put("distill_warmup", number("distill_warmup", self.distill_warmup, low=0))
         self.put("drown_warning", number("drown_warning", self.drown_warning, low=0, high=1, open_low=True))
 
@@ -68,6 +74,12 @@ class RunOptions(Options):
         if isinstance(self.teacher_imgsz, list):
             return list(self.teacher_imgsz)
         return [self.teacher_imgsz] * len(self.teachers)
+
+    def class_maps(self) -> list[dict[Any, Any] | None]:
+        """Return every teacher's mapping of its classes to the data set's, None where nothing is said."""
+        if isinstance(self.teacher_classes, list):
+            return list(self.teacher_classes)
+        return [self.teacher_classes] * len(self.teachers)
 
 
 @dataclass(frozen=True)

@@ -55,11 +55,14 @@ class DetectorOutput:
         logits: Class scores before the sigmoid, (B, nc, A), the A anchors being the positions of `feats` level by
             level; None where the detector ran without its head.
         boxes: Logits of the box distributions, (B, 4 * reg_max, A), sides left, top, right, bottom; None likewise.
+        known: Which of the student's classes a teacher knows, (nc,) booleans; None all of them. The logits of the
+            others stand for never, and are nothing to learn from.
     """
 
     feats: list[Tensor]
     logits: Tensor | None = None
     boxes: Tensor | None = None
+    known: Tensor | None = None
 
     def by_level(self, predictions: Tensor) -> list[Tensor]:
         """Part predictions (B, K, A) by level, (B, K, H_l, W_l) each.
@@ -126,6 +129,8 @@ class DistillMethod(nn.Module, ABC):
         Options: Frozen dataclass of the method's options, validated, with a documented default each. The names are keys
             of `train`, so no two methods share one unless it means the same to both.
         needs_predictions: Whether the teachers must keep their heads.
+        partial_classes: Whether it does with teachers that know some of the student's classes only, heeding
+            `DetectorOutput.known`; for methods that read predictions.
         progress: Measures of `metrics()` that the progress line shows; the others are logged once an epoch.
 
     Raises:
@@ -134,6 +139,7 @@ class DistillMethod(nn.Module, ABC):
 
     Options: ClassVar[type[BaseOptions]]
     needs_predictions: ClassVar[bool] = False
+    partial_classes: ClassVar[bool] = False
     progress: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod

@@ -75,12 +75,8 @@ class DistillSession:
         with torch.random.fork_rng(devices=[]):
             for name, options in config.methods.items():
                 kind = method_class(name)
-                for spec in specs if kind.needs_predictions else ():
-                    if spec.reg_max == 0:
-                        raise ValueError(
-                            f"distill={name} reads its teachers' predictions, and {spec.name} has no dense ones; use a "
-                            "teacher of the YOLO family, or a method that reads feature maps only"
-                        )
+                for teacher in self.teachers if kind.needs_predictions else ():
+                    _check_predictions(name, kind, teacher)
                 methods[name] = kind(student, specs, options)
         for teacher in self.teachers:
             teacher.keep_head(any(method.needs_predictions for method in methods.values()))
@@ -269,6 +265,21 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     flat = nn.utils.parameters_to_vector(gradients)  # one exchange costs little more than that of one small tensor
     dist.all_reduce(flat)
     nn.utils.vector_to_parameters(flat / _world_size(), gradients)
+
+
+def _check_predictions(name: str, kind: type[DistillMethod], teacher: Teacher) -> None:
+    """Refuse a teacher whose predictions a method cannot read."""
+    if teacher.silent:
+        raise ValueError(
+            f"distill={name} reads its teachers' predictions, and {teacher.name} {teacher.silent}; use a teacher of "
+            "the YOLO family, or a method that reads feature maps only"
+        )
+    if teacher.classes is not None and not all(teacher.classes.known) and not kind.partial_classes:
+        missing = [i for i, known in enumerate(teacher.classes.known) if not known]
+        raise ValueError(
+            f"distill={name} reads predictions of all classes, and {teacher.name} does not know the data set's "
+            f"{', '.join(map(str, missing))}; map them with teacher_classes, or use a method that reads maps only"
+        )
 
 
 def _world_size() -> int:

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from meddet_yolo.distill.classes import ClassMap
 from meddet_yolo.distill.method import DetectorOutput, DetectorSpec
 
-__all__ = ["Teacher", "check_same_classes", "detector_spec", "head_output", "neck_features", "probe_neck"]
+__all__ = ["Teacher", "detector_spec", "head_output", "neck_features", "probe_neck"]
 
 
 def neck_features(layers: Iterable[Any], taps: Sequence[int], images: Tensor) -> list[Tensor]:
@@ -117,37 +118,6 @@ def _input_channels(model: nn.Module) -> int:
     return int(yaml.get("channels", 3)) if isinstance(yaml, Mapping) else 3
 
 
-def check_same_classes(teacher: Mapping[int, str], data: Mapping[int, str], name: str) -> None:
-    """Refuse a teacher whose classes are not those of the data set.
-
-    Args:
-        teacher: The teacher's class names by index. Placeholder names ("0", "1", ...), as an untrained model has them,
-            are checked by count alone.
-        data: The data set's class names by index.
-        name: What to call the teacher in the message.
-
-    Raises:
-        ValueError: If the number of classes or the names differ.
-
-    Examples:
-        >>> check_same_classes({0: "normal", 1: "herniation"}, {0: "Normal", 1: "herniation"}, "a.pt")
-    """
-    if len(teacher) != len(data):
-        raise ValueError(
-            f"Teacher {name} has {len(teacher)} classes {list(teacher.values())}, but the data set has {len(data)} "
-            f"{list(data.values())}; train the teacher on this data set's classes"
-        )
-    if all(str(index) == str(label) for index, label in teacher.items()):
-        return
-    given, expected = ([str(names[i]).strip().lower() for i in sorted(names)] for names in (dict(teacher), dict(data)))
-    if given != expected:
-        raise ValueError(
-            f"Teacher {name} was trained on the classes {list(teacher.values())}, but the data set has "
-            f"{list(data.values())} (same names in the same order are expected); train the teacher on this data set's "
-            "classes"
-        )
-
-
 class Teacher:
     """A frozen detector that gives its neck maps, and its predictions where they are wanted.
 
@@ -161,11 +131,13 @@ class Teacher:
         name: What to call it in messages, e.g. its file.
         imgsz: Input size in pixels of the longer image side; None takes the student's images in their own size. Either
             is rounded up to what the teacher's coarsest stride divides.
+        classes: Which of its classes speak for those of the data set; None takes them for the same.
 
     Attributes:
         channels: Channels of the neck maps, fine to coarse.
         strides: Their strides in pixels of the teacher's input; `strides_at` has them in pixels of the student's.
-        names: Class names by index.
+        names: Its own class names by index.
+        classes: See above; its predictions are of the data set's classes.
 
     Raises:
         TypeError: If the model is not a detector with a multi-level neck.
@@ -179,7 +151,9 @@ class Teacher:
         [(1, 64, 8, 8), (1, 128, 4, 4), (1, 256, 2, 2)]
     """
 
-    def __init__(self, model: nn.Module, name: str = "teacher", imgsz: int | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, name: str = "teacher", imgsz: int | None = None, classes: ClassMap | None = None
+    ) -> None:
         if imgsz is not None and imgsz <= 0:
             raise ValueError(f"Expected teacher_imgsz > 0 for {name}, got {imgsz}")
         _split_head(model)
@@ -194,6 +168,7 @@ class Teacher:
         copied.requires_grad_(False)
         self.name = name
         self.imgsz = imgsz
+        self.classes = classes
         self.names: dict[int, str] = dict(getattr(model, "names", {}))
         self.image_channels = _input_channels(copied)
         self.channels, self.strides = probe_neck(copied)
@@ -222,7 +197,33 @@ class Teacher:
         Args:
             imgsz: Side of the student's square input in pixels.
         """
-        return DetectorSpec(self.name, list(self.channels), self.strides_at(imgsz), *self._predictions)
+        nc, bins = self._predictions
+        if self.classes is not None:
+            nc, bins = len(self.classes.sources), bins if any(self.classes.known) else 0
+        return DetectorSpec(self.name, list(self.channels), self.strides_at(imgsz), nc, bins)
+
+    @property
+    def silent(self) -> str:
+        """Why no method can read its predictions, in words; empty where one can."""
+        if self._predictions[1] == 0:
+            return "has no dense ones"
+        if self.classes is not None and not any(self.classes.known):
+            labels = [str(label) for label in self.names.values()]
+            shown = ", ".join(labels[:5]) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
+            return f"has other classes ({shown}), which teacher_classes can map to the data set's"
+        return ""
+
+    def use(self, data: Mapping[int, str]) -> str:
+        """Return what a run has this teacher for, in words.
+
+        Args:
+            data: The data set's class names by index.
+        """
+        if self._head is None:
+            return f"features only: {self.silent}" if self.silent else "features"
+        if self.classes is None or self.classes.same:
+            return "features and predictions"
+        return f"features and predictions: {self.classes.describe(self.names, data)}"
 
     def strides_at(self, imgsz: int) -> list[float]:
         """Return the strides of the neck maps in pixels of the student's input, as `match_levels` compares them.
@@ -279,7 +280,11 @@ class Teacher:
         feats = neck_features(self.layers, self._taps, images)
         if self._head is None:
             return DetectorOutput(feats)
-        return head_output(self._head(list(feats)))
+        output = head_output(self._head(list(feats)))
+        if self.classes is not None and output.logits is not None:
+            output.logits = self.classes(output.logits)
+            output.known = torch.tensor(self.classes.known, device=output.logits.device)
+        return output
 
 
 def head_output(preds: Any) -> DetectorOutput:

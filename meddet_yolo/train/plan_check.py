@@ -61,7 +61,8 @@ class PlanCheck:
         train: What is learnt from.
         val: What is validated on.
         skipped: Files of the data set that cannot be used, with the reason.
-        teachers: A line a teacher: file, classes, input size, and which of its levels teaches which of the student's.
+        teachers: A line a teacher: file, classes, input size, which of its levels teaches which of the student's, and
+            what it serves with.
         methods: Names of the distillation methods; empty without teachers.
         inherited: What the student would inherit, or why nothing; empty where nobody is there to inherit from.
         device: Where it would run.
@@ -212,7 +213,7 @@ def _answer(trainer: DistillTrainer, clock: _Clock, name: str, folder: Path, dev
         train=splits[0],
         val=splits[1],
         skipped=[str(item) for item in trainer.skipped],
-        teachers=[_teacher(teacher, student, trainer.args.imgsz) for teacher in trainer.teachers],
+        teachers=[_teacher(teacher, student, trainer.args.imgsz, names) for teacher in trainer.teachers],
         methods=list(trainer.session.methods) if trainer.session else [],
         inherited=trainer.inherited,
         device=_device(trainer.device),
@@ -237,12 +238,13 @@ def _split(dataset: Any, names: Mapping[int, str]) -> Split:
     return Split(len(dataset.labels), background, {name: counts[i] for i, name in names.items()})
 
 
-def _teacher(teacher: Any, student: Any, imgsz: int) -> str:
+def _teacher(teacher: Any, student: Any, imgsz: int, names: Mapping[int, str]) -> str:
     """Describe a teacher in a line."""
     spec = teacher.spec_at(imgsz)
     pairs = zip(student.strides, match_teacher(student, spec), strict=True)
     levels = ", ".join(f"/{stride:g} from /{spec.strides[i]:g} ({spec.channels[i]} channels)" for stride, i in pairs)
-    return f"{teacher.name}, {len(teacher.names)} classes, read at {teacher.imgsz or imgsz} px; levels {levels}"
+    about = f"{teacher.name}, {len(teacher.names)} classes, read at {teacher.imgsz or imgsz} px"
+    return f"{about}; levels {levels}; {teacher.use(names)}"
 
 
 @torch.no_grad()

@@ -24,10 +24,11 @@ from meddet_yolo.data.dataset import build_dataset
 from meddet_yolo.data.labels import label_problem
 from meddet_yolo.data.mri_noise import MRINoiseConfig
 from meddet_yolo.data.shipped import find_data
+from meddet_yolo.distill.classes import match_classes
 from meddet_yolo.distill.config import DistillConfig
 from meddet_yolo.distill.inherit import best_fit, inherit
 from meddet_yolo.distill.session import DistillSession
-from meddet_yolo.distill.teachers import Teacher, check_same_classes, detector_spec
+from meddet_yolo.distill.teachers import Teacher, detector_spec
 from meddet_yolo.evaluate.validator import MedDetValidator
 from meddet_yolo.imaging.volumes import Skipped
 from meddet_yolo.registry import load_detector
@@ -63,8 +64,8 @@ class DistillTrainer(DetectionTrainer):
     Raises:
         FileNotFoundError: If a teacher file is missing, a moved one on resume included.
         TypeError: If a teacher is no detection model.
-        ValueError: If a distillation argument is invalid, a teacher's classes differ from the data set's, or
-            `distill_model` is given together with `teachers`.
+        ValueError: If a distillation argument is invalid, a teacher's classes contradict the data set's,
+            or `distill_model` is given together with `teachers`.
 
     Examples:
         >>> from ultralytics import YOLO
@@ -112,8 +113,8 @@ class DistillTrainer(DetectionTrainer):
             Teacher(model, name=name, imgsz=size)
             for model, name, size in zip(models, run.teachers, run.teacher_sizes(), strict=True)
         ]
-        for teacher in self.teachers:
-            check_same_classes(teacher.names, self.data["names"], teacher.name)
+        for teacher, mapping in zip(self.teachers, run.class_maps(), strict=True):
+            teacher.classes = match_classes(teacher.names, self.data["names"], teacher.name, mapping)
         self._restored_from = self.wdir  # the folder of the checkpoint that is restored, and of its side-car
         self.skipped: list[Skipped] = []
         self._warned = False
@@ -272,10 +273,11 @@ class DistillTrainer(DetectionTrainer):
         spec = detector_spec(student, "student")
         session = DistillSession(spec, self.teachers, self.distill_config, self.args.imgsz, self.device)
         if RANK in {-1, 0}:
-            for seen in (teacher.spec_at(self.args.imgsz) for teacher in self.teachers):
+            for teacher in self.teachers:
+                seen = teacher.spec_at(self.args.imgsz)
                 pairs = zip(seen.channels, seen.strides, strict=True)
                 maps = ", ".join(f"{channels}@/{stride:g}" for channels, stride in pairs)
-                LOGGER.info(f"{colorstr('teacher:')} {seen.name} ({maps})")
+                LOGGER.info(f"{colorstr('teacher:')} {seen.name} ({maps}), {teacher.use(self.data['names'])}")
         return session
 
     # Steps ----------------------------------------------------------------------------------------------------------

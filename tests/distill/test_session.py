@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 
 from meddet_yolo.distill import DetectorOutput, DetectorSpec, DistillConfig, DistillSession, Teacher
 from meddet_yolo.distill import session as module
@@ -178,11 +178,7 @@ def test_teachers_run_their_heads_only_where_predictions_are_read(detectors):
 
 
 def test_a_teacher_without_dense_predictions_is_refused_by_name():
-    class Sparse(Teacher):
-        def spec_at(self, imgsz: int) -> DetectorSpec:
-            return DetectorSpec("rtdetr.pt", [8, 16, 16], [8.0, 16.0, 32.0], nc=2, reg_max=0)
-
-    teacher = Sparse(DetectionModel("yolov8n.yaml", nc=2, verbose=False))
+    teacher = Teacher(RTDETRDetectionModel("rtdetr-resnet50.yaml", nc=2, verbose=False), name="rtdetr.pt")
     with pytest.raises(ValueError, match=r"distill=l2 reads its teachers' predictions, and rtdetr\.pt has no dense"):
         DistillSession(STUDENT, [teacher], DistillConfig.from_dict({"distill": "l2"}), imgsz=64)
 

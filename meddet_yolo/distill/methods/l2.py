@@ -61,6 +61,7 @@ class ScoreWeightedL2(DistillMethod):
 
     Options = ScoreWeightedL2Options
     needs_predictions = True
+    partial_classes = True  # the top score of the classes that a teacher knows
 
     def __init__(
         self, student: DetectorSpec, teachers: Sequence[DetectorSpec], options: ScoreWeightedL2Options
