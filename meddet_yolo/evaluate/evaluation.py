@@ -19,6 +19,7 @@ from meddet_yolo.evaluate.ground_truth import columns_of, read_column, truth_of
 from meddet_yolo.evaluate.inference import find
 from meddet_yolo.evaluate.measures import MEASURES, Measure, measure, measure_class
 from meddet_yolo.evaluate.noise import short_names
+from meddet_yolo.evaluate.page.page import write_page
 from meddet_yolo.evaluate.pool import Pool
 from meddet_yolo.evaluate.results import Comparison, Evaluation, ModelResult, Subgroup, write
 from meddet_yolo.evaluate.statistics import Interval, Samples, holm, paired_all, resample
@@ -62,6 +63,7 @@ def evaluate(
     rounds: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    private: bool = False,
     first_class: int | None = None,
     imgsz: int | None = None,
     batch: int | None = None,
@@ -93,6 +95,7 @@ def evaluate(
         rounds: Resamples.
         seed: Their seed.
         level: Confidence of the intervals.
+        private: Leave the pictures out of the page.
         first_class: As in `read_detections`.
         imgsz: Image size of the models; by default that of their training or export.
         batch: Images a batch.
@@ -100,7 +103,7 @@ def evaluate(
         workers: Processes that load images.
 
     Returns:
-        The results; they are also written to `out` as JSON and Markdown.
+        The results; they are also written to `out` as JSON, as Markdown and as a page.
 
     Raises:
         FileNotFoundError: A model, table or split is not there.
@@ -176,6 +179,7 @@ def evaluate(
         out=folder,
     )
     write(result, folder)
+    write_page(result, truth, [one.pool for one in judged], folder, private=private)
     return result
 
 
