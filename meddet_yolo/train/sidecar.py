@@ -1,4 +1,4 @@
-"""Files beside a checkpoint: the state of a distillation run that a plain checkpoint does not hold."""
+"""Files beside a checkpoint: the state of a run that a plain checkpoint does not hold."""
 
 from __future__ import annotations
 
@@ -39,6 +39,10 @@ class Sidecar:
         temporary = path.with_suffix(".tmp")
         torch.save(state, temporary)
         os.replace(temporary, path)
+
+    def holds(self, epoch: int) -> bool:
+        """Return whether the state of an epoch is there."""
+        return self._path(epoch).exists()
 
     def read(self, epoch: int, device: torch.device | str = "cpu") -> dict[str, Any]:
         """Read the state of an epoch; nothing but tensors and plain values is loaded.

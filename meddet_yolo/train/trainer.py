@@ -33,6 +33,7 @@ from meddet_yolo.evaluate.validator import MedDetValidator
 from meddet_yolo.imaging.volumes import Skipped
 from meddet_yolo.registry import load_detector
 from meddet_yolo.train.criterion import DistillCriterion
+from meddet_yolo.train.exact import StepClock, begin_epoch
 from meddet_yolo.train.sidecar import Sidecar, written_whole
 from meddet_yolo.train.teacher_files import TeacherFiles
 
@@ -117,6 +118,7 @@ class DistillTrainer(DetectionTrainer):
             teacher.classes = match_classes(teacher.names, self.data["names"], teacher.name, mapping)
         self._restored_from = self.wdir  # the folder of the checkpoint that is restored, and of its side-car
         self.skipped: list[Skipped] = []
+        self._clock = StepClock()
         self._warned = False
         if self.teachers and not self.ddp:
             self.add_callback("on_pretrain_routine_end", _extend_criterion)
@@ -280,10 +282,16 @@ class DistillTrainer(DetectionTrainer):
                 LOGGER.info(f"{colorstr('teacher:')} {seen.name} ({maps}), {teacher.use(self.data['names'])}")
         return session
 
+    def _model_train(self) -> None:
+        """Begin an epoch as the stock trainer does, with random numbers that depend on nothing before it."""
+        super()._model_train()
+        begin_epoch(self)
+
     # Steps ----------------------------------------------------------------------------------------------------------
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Prepare a batch, and show its images to the teachers."""
+        self._clock.batch(self)
         batch = super().preprocess_batch(batch)
         if self.session is not None:
             self.session.observe(batch["img"])
@@ -291,6 +299,8 @@ class DistillTrainer(DetectionTrainer):
 
     def optimizer_step(self) -> None:
         """Step the adversaries on the last batch's features, then the student with the distillation modules."""
+        if not self._clock.due(self):
+            return
         if self.session is not None:
             self.session.step(self.scaler.get_scale())
         super().optimizer_step()
@@ -312,51 +322,57 @@ class DistillTrainer(DetectionTrainer):
     # State ----------------------------------------------------------------------------------------------------------
 
     def save_model(self) -> bool:
-        """Save the checkpoints, each written whole or not at all, and the distillation state beside them."""
+        """Save the checkpoints, each written whole or not at all, and beside them what they lack."""
         sidecar = Sidecar(self.wdir)
-        if self.session is not None:
-            sidecar.write(self.epoch, self._state())
+        sidecar.write(self.epoch, self._state())
         with written_whole(self, "best", "last"):
             saved = super().save_model()
-        if self.session is not None:
-            sidecar.remove(but=self.epoch)
+        sidecar.remove(but=self.epoch)
         return saved
 
     def _state(self) -> dict[str, Any]:
         """Return everything a resumed run needs that a plain checkpoint lacks or holds in half precision."""
-        assert self.session is not None
         return {
             "epoch": self.epoch,
             "student": unwrap_model(self.model).state_dict(),
             "ema": self.ema.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            **self.session.state_dict(),
+            "steps": self._clock.state_dict(self),
+            "possible_stop": bool(self.stopper.possible_stop),
+            **(self.session.state_dict() if self.session is not None else {}),
             "teachers": self._files.digests,
         }
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         """Restore a checkpoint, then what the side-car holds of the same epoch, in full precision."""
-        if self.session is None:
+        sidecar, epoch = Sidecar(self._restored_from), ckpt.get("epoch", -1)
+        if self.session is None and not sidecar.holds(epoch):  # of the stock trainer, or of an earlier version
             super()._load_checkpoint_state(ckpt)
             return
-        state = Sidecar(self._restored_from).read(ckpt.get("epoch", -1), self.device)
+        state = sidecar.read(epoch, self.device)
         self._files.check_same(state["teachers"], self.distill_config.run.teachers)
         super()._load_checkpoint_state({**ckpt, "optimizer": None})
         if all(torch.isfinite(v).all() for v in state["student"].values()):
             unwrap_model(self.model).load_state_dict(state["student"])
         self.ema.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.session.load_state_dict(state)
+        self.stopper.possible_stop = state.get("possible_stop", False)
+        if self.session is not None:
+            self.session.load_state_dict(state)
+        self._steps = state.get("steps")  # an earlier version kept none
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
         """Resume as the stock trainer does; an epoch that was logged but not saved any more is logged once."""
         if self.resume:
             self._restored_from = Path(self.args.resume).parent
+        self._steps = None
         super().resume_training(ckpt)
+        if self._steps is not None:
+            self._clock.load_state_dict(self._steps)
         self._restored_from = self.wdir  # a recovery after NaN reads what this run has saved
         if self.start_epoch and RANK in {-1, 0} and self.csv.exists():
-            header, *rows = self.csv.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [row for row in rows if int(row.split(",", 1)[0]) <= self.start_epoch]
+            header, *rows = self.csv.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+            kept = [row for row in rows if row.endswith("\n") and int(row.split(",", 1)[0]) <= self.start_epoch]
             if kept != rows:
                 self.csv.write_text("".join([header, *kept]), encoding="utf-8")
 
