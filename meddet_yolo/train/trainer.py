@@ -241,6 +241,15 @@ class DistillTrainer(DetectionTrainer):
             )
         super().train()
 
+    def _do_train(self) -> None:
+        """Train; a run that was interrupted after its last epoch has its final evaluation left."""
+        try:
+            super()._do_train()
+        except _AllEpochsDone:
+            self.final_eval()
+            if RANK in {-1, 0}:
+                self.run_callbacks("on_train_end")
+
     def _setup_train(self) -> None:
         """Set the run up as the stock trainer does, with the memory layout that was asked for on a CPU too."""
         channels_last = self.args.channels_last
@@ -339,6 +348,7 @@ class DistillTrainer(DetectionTrainer):
             "optimizer": self.optimizer.state_dict(),
             "steps": self._clock.state_dict(self),
             "possible_stop": bool(self.stopper.possible_stop),
+            "stopped": bool(self.stop),
             **(self.session.state_dict() if self.session is not None else {}),
             "teachers": self._files.digests,
         }
@@ -360,13 +370,21 @@ class DistillTrainer(DetectionTrainer):
         if self.session is not None:
             self.session.load_state_dict(state)
         self._steps = state.get("steps")  # an earlier version kept none
+        self._stopped = state.get("stopped", False)
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
         """Resume as the stock trainer does; an epoch that was logged but not saved any more is logged once."""
         if self.resume:
             self._restored_from = Path(self.args.resume).parent
-        self._steps = None
+        self._steps, self._stopped = None, False
+        if self.resume and ckpt is not None and ckpt.get("epoch", -1) + 1 == self.epochs:
+            self._load_checkpoint_state(ckpt)
+            self.epoch = self.start_epoch = self.epochs - 1
+            raise _AllEpochsDone
         super().resume_training(ckpt)
+        if self._stopped:
+            self.epoch = self.start_epoch = self.start_epoch - 1
+            raise _AllEpochsDone
         if self._steps is not None:
             self._clock.load_state_dict(self._steps)
         self._restored_from = self.wdir  # a recovery after NaN reads what this run has saved
@@ -386,6 +404,10 @@ class DistillTrainer(DetectionTrainer):
 def _is_file(value: Any) -> bool:
     """Return whether a value is the path of a file."""
     return isinstance(value, (str, Path)) and Path(value).expanduser().is_file()
+
+
+class _AllEpochsDone(Exception):
+    """A run that is resumed has no epoch left."""
 
 
 def _extend_criterion(trainer: DistillTrainer) -> None:
