@@ -4,8 +4,8 @@
 
 A tiny run, with or without a teacher, in one process or in two (gloo, on the CPU), is killed with SIGKILL in an epoch,
 in a validation or while a checkpoint is written, its data loader's workers with it. It is resumed from `last.pt`, or
-begun anew where there is none yet, and may be killed again. At the end, weights, EMA, optimizer and the rows of results.csv
-(but for their times) are compared bit by bit with those of an undisturbed run.
+begun anew where there is none yet, and may be killed again. At the end, weights, EMA, optimizer and the rows of
+results.csv (but for their times) are compared bit by bit with those of an undisturbed run.
 """
 
 from __future__ import annotations
