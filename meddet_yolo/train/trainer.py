@@ -369,24 +369,24 @@ class DistillTrainer(DetectionTrainer):
         self.stopper.possible_stop = state.get("possible_stop", False)
         if self.session is not None:
             self.session.load_state_dict(state)
-        self._steps = state.get("steps")  # an earlier version kept none
-        self._stopped = state.get("stopped", False)
+        self._resumed = state
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
         """Resume as the stock trainer does; an epoch that was logged but not saved any more is logged once."""
         if self.resume:
             self._restored_from = Path(self.args.resume).parent
-        self._steps, self._stopped = None, False
+        self._resumed: dict[str, Any] = {}
         if self.resume and ckpt is not None and ckpt.get("epoch", -1) + 1 == self.epochs:
             self._load_checkpoint_state(ckpt)
             self.epoch = self.start_epoch = self.epochs - 1
             raise _AllEpochsDone
         super().resume_training(ckpt)
-        if self._stopped:
+        if self._resumed.get("stopped"):
             self.epoch = self.start_epoch = self.start_epoch - 1
             raise _AllEpochsDone
-        if self._steps is not None:
-            self._clock.load_state_dict(self._steps)
+        if "steps" in self._resumed:  # an earlier version kept none
+            self._clock.load_state_dict(self._resumed["steps"])
+        self._resumed = {}
         self._restored_from = self.wdir  # a recovery after NaN reads what this run has saved
         if self.start_epoch and RANK in {-1, 0} and self.csv.exists():
             header, *rows = self.csv.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
