@@ -116,9 +116,8 @@ def test_recipe_is_read_and_the_command_line_wins(model, tmp_path):
 def test_shipped_recipe_is_found_by_name(model):
     assert cli.main(["train", "cfg=default.yaml", "model=meddet-n.yaml", "data=d.yaml", "teachers=a.pt"]) == 0
     given = model.calls[1][1]
-    assert DistillConfig.from_dict({k: v for k, v in given.items() if k in DistillConfig.keys()}).run.teachers == [
-        "a.pt"
-    ]
+    config = DistillConfig.from_dict({k: v for k, v in given.items() if k in DistillConfig.keys()})
+    assert config.run.teachers == ["a.pt"]
 
 
 def test_resume_takes_the_checkpoint_either_way(model, tmp_path):

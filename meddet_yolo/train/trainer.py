@@ -119,6 +119,7 @@ class DistillTrainer(DetectionTrainer):
         self._restored_from = self.wdir  # the folder of the checkpoint that is restored, and of its side-car
         self.skipped: list[Skipped] = []
         self._clock = StepClock()
+        self._resumed: dict[str, Any] = {}  # the state that a resumed run was given
         self._warned = False
         if self.teachers and not self.ddp:
             self.add_callback("on_pretrain_routine_end", _extend_criterion)
@@ -375,7 +376,7 @@ class DistillTrainer(DetectionTrainer):
         """Resume as the stock trainer does; an epoch that was logged but not saved any more is logged once."""
         if self.resume:
             self._restored_from = Path(self.args.resume).parent
-        self._resumed: dict[str, Any] = {}
+        self._resumed = {}
         if self.resume and ckpt is not None and ckpt.get("epoch", -1) + 1 == self.epochs:
             self._load_checkpoint_state(ckpt)
             self.epoch = self.start_epoch = self.epochs - 1
