@@ -9,6 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+DEAD = 1e-3
+"""Mean variance of a standardised map, below which it counts as dead: at most one channel of a thousand is alive."""
+
+
 def unexplained_variance(prediction: Tensor, target: Tensor) -> Tensor:
     """Return the mean squared error over the target's variance, that is 1 minus R².
 
@@ -17,14 +21,17 @@ def unexplained_variance(prediction: Tensor, target: Tensor) -> Tensor:
         target: The same shape, float32, of zero mean along each channel.
 
     Returns:
-        Scalar: 0 is a perfect prediction, 1 is no better than the mean.
+        Scalar: 0 is a perfect prediction, 1 is no better than the mean. A target of a variance below `DEAD` leaves
+        nothing to explain: 0, without a gradient.
 
     Examples:
         >>> unexplained_variance(torch.zeros(4), torch.tensor([1.0, -1.0, 1.0, -1.0])).item()
         1.0
+        >>> unexplained_variance(torch.ones(4), torch.zeros(4)).item()
+        0.0
     """
     variance = torch.linalg.vector_norm(target).square() / target.numel()
-    return F.mse_loss(prediction, target) / variance.clamp_min(torch.finfo(target.dtype).eps)
+    return F.mse_loss(prediction, target) / variance.clamp_min(DEAD) * (variance >= DEAD)
 
 
 @torch.no_grad()

@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import explained_variance_score, r2_score
 
-from meddet_yolo.distill.methods.meddet.reconstruction import ReconstructionGuard, linear_explained_variance
+from meddet_yolo.distill.methods.meddet.reconstruction import (
+    ReconstructionGuard,
+    linear_explained_variance,
+    unexplained_variance,
+)
 from meddet_yolo.distill.standardise import standardise
 
 
@@ -47,9 +51,25 @@ def test_targets_get_no_gradient_and_decoders_do():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in guard.parameters())
 
 
-def test_a_dead_teacher_gives_finite_numbers():
-    loss, explained = ReconstructionGuard(3, [4])(torch.randn(2, 3, 4, 4), [torch.zeros(2, 4, 4, 4)])
-    assert loss.isfinite() and explained.isfinite().all()
+@pytest.mark.parametrize("alive", [0.0, 1e-9, 1e-7, 1e-5])
+def test_a_dead_teacher_has_nothing_to_explain_and_teaches_nothing(alive):
+    torch.manual_seed(0)
+    guard = ReconstructionGuard(3, [4, 4])
+    fused = torch.randn(2, 3, 4, 4, requires_grad=True)
+    dead, living = standardise(alive * torch.randn(2, 4, 4, 4)), standardise(torch.randn(2, 4, 4, 4))
+    loss, explained = guard(fused, [dead, living])
+    assert explained[0] == 1
+    assert loss.item() == pytest.approx((1 - explained[1].item()) / 2)
+    loss.backward()
+    assert not guard.decoders[0].weight.grad.any()
+    assert guard.decoders[1].weight.grad.any() and fused.grad.isfinite().all()
+
+
+def test_a_teacher_with_one_living_channel_of_many_is_still_to_be_explained():
+    target = torch.zeros(2, 512, 4, 4)
+    target[:, 7] = torch.randn(2, 4, 4)
+    target = standardise(target)
+    assert unexplained_variance(torch.zeros_like(target), target).item() == pytest.approx(1, abs=1e-5)
 
 
 def test_linear_explained_variance_is_that_of_a_regression_on_unseen_cells():
