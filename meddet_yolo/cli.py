@@ -84,7 +84,7 @@ Without teachers= it trains as `yolo` does. All arguments of `yolo` work: `medde
   dist_weight=    weight of feature distillation                adv_weight=   weight of the adversarial term
   distill_warmup= epochs until both are at full weight          disc_lr=      learning rate of the adversary
   mri_noise=      probability that an image gets MRI noise (of strength mri_noise_sigma= and others)
-and more, each described in the README and in the commented recipe `cfg=default.yaml`.
+and more, each described in docs/distil.md and in the commented recipe `cfg=default.yaml`.
 What meddet does not know (track, other tasks, ...) goes to Ultralytics, whose benchmark is `yolo benchmark`.
 trust=true lets files run code that a command reads (checkpoints, model and data YAMLs): only for files that you trust.
 For research only: this is no medical device."""

@@ -201,7 +201,7 @@ def _check_keys(keys: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where}: {key} is set by the comparison itself")
         if key not in valid:
             near = difflib.get_close_matches(key, valid, 1, 0.5)
-            hint = f"did you mean {near[0]!r}?" if near else "see `meddet cfg` and the README for the keys of `train`"
+            hint = f"did you mean {near[0]!r}?" if near else "`meddet cfg` and docs/distil.md have the keys of `train`"
             raise ValueError(f"{where}: {key} is no key of a training: {hint}")
     if keys.get("cache") == "disk":
         raise ValueError(f"{where}: cache=disk would write beside the images: use cache=ram or cache=False")

@@ -150,7 +150,7 @@ class DistillConfig:
 
     @classmethod
     def meanings(cls) -> dict[str, str]:
-        """Return one paragraph on every key, for help and README."""
+        """Return one paragraph on every key, for help and documentation."""
         return {key: text for kind in cls.kinds().values() for key, text in kind.meanings().items()}
 
 

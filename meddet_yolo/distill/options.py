@@ -36,7 +36,7 @@ class Options:
 
     @classmethod
     def meanings(cls) -> dict[str, str]:
-        """Return what the class' docstring says of every option, as one paragraph each; help and README show it."""
+        """Return what the class' docstring says of every option, a paragraph each; help and docs show it."""
         section = re.search(r"^Attributes:\n((?:[ ]{4}.*\n?|\n)*)", inspect.getdoc(cls) or "", re.MULTILINE)
         entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE)
         return {name: " ".join(text.split()) for name, text in entries}
