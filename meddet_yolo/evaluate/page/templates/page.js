@@ -118,20 +118,21 @@ function updateCounts() {
   }));
 }
 
-function bar(label, value, colour, second) {
+function bar(label, title, value, colour, second) {
   const fill = element("i", { class: second ? "fill second" : "fill" });
   fill.style.width = `${100 * (value || 0)}%`;
-  return element("div", { class: "row", "data-colour": colour }, element("span", { class: "label" }, label), element("div", { class: "track" }, fill), element("span", { class: "value" }, fixed(value)));
+  const name = element("span", { class: "label" }, element("span", { class: "dot" }), label);
+  return element("div", { class: "row", "data-colour": colour, title }, name, element("div", { class: "track" }, fill), element("span", { class: "value" }, fixed(value)));
 }
 
 function updateClasses() {
   $("class-live").replaceChildren(...data.names.map((name, i) => element("div", { class: "block" },
     element("div", { class: "about" }, element("b", {}, name), element("small", {}, `${data.models[0].counts[i + 1].boxes} boxes`)),
     ...data.models.flatMap((model, number) => {
-      const at = numbers(model, i + 1), own = several ? `${model.name}: ` : "";
-      return [bar(`${own}sensitivity`, at.sensitivity, number % 4, false), bar(`${own}precision`, at.precision, number % 4, true)];
+      const at = numbers(model, i + 1);
+      return ["sensitivity", "precision"].map((key, second) => bar(key, `${model.name}: ${key}`, at[key], number % 4, second));
     }),
-  )));
+  )), ...(several ? [element("div", { class: "legend" }, ...data.models.map(modelName))] : []));
 }
 
 function forest(host, groups, key) {
