@@ -23,6 +23,7 @@ __all__ = [
     "read_sidecar",
     "sha256",
     "sidecar_path",
+    "update_sidecar",
     "write_engine",
     "write_sidecar",
 ]
@@ -108,6 +109,14 @@ def write_sidecar(engine: str | Path, metadata: Mapping[str, Any]) -> Path:
     facts = {"file": engine.name, "bytes": engine.stat().st_size, "sha256": sha256(engine)}
     text = json.dumps({**facts, **metadata}, ensure_ascii=True, indent=2, default=str) + "\n"
     path = sidecar_path(engine)
+    _write_atomically(path, (text.encode("ascii"),))
+    return path
+
+
+def update_sidecar(engine: str | Path, facts: Mapping[str, Any]) -> Path:
+    """Add facts to the sidecar that a file has; what it says of the file, the hash above all, stays as it is."""
+    path = sidecar_path(engine)
+    text = json.dumps({**read_sidecar(engine), **facts}, ensure_ascii=True, indent=2, default=str) + "\n"
     _write_atomically(path, (text.encode("ascii"),))
     return path
 

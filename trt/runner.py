@@ -24,12 +24,15 @@ from numpy.typing import NDArray
 from meddet_yolo.trt.decode import Detections, decode
 from meddet_yolo.trt.formats import FORMATS, format_of
 from meddet_yolo.trt.onnx_session import OnnxSession
-from meddet_yolo.trt.preprocess import preprocess, smallest_shape
+from meddet_yolo.trt.preprocess import Letterbox, preprocess, smallest_shape
+from meddet_yolo.trt.recalibration import Recalibration, stored
 from meddet_yolo.trt.session import Session
 
 __all__ = ["EngineRunner", "OnnxRunner", "OnnxSession", "Runner", "Session", "open_runner"]
 
-_OPTIONS = frozenset({"conf", "iou", "classes", "agnostic", "max_det"})  # of a runner, whatever its session
+_OPTIONS = frozenset(
+    {"conf", "iou", "classes", "agnostic", "max_det", "recalibration"}
+)  # of a runner, whatever its session
 
 
 class Runner:
@@ -45,6 +48,8 @@ class Runner:
         classes: Only these classes.
         agnostic: Whether boxes of different classes suppress each other, too.
         max_det: Most boxes an image.
+        recalibration: What makes confidences probabilities; `conf` is a probability, too, then. `open_runner`,
+            `EngineRunner` and `OnnxRunner` take the one in the model's sidecar; None leaves confidences as they are.
 
     Attributes:
         names: Class names by number.
@@ -61,8 +66,10 @@ class Runner:
         classes: Sequence[int] | None = None,
         agnostic: bool = False,
         max_det: int = 300,
+        recalibration: Recalibration | None = None,
     ) -> None:
         self.session = session
+        self.recalibration = recalibration
         metadata = session.metadata
         task = metadata.get("task") or "detect"
         if task != "detect":
@@ -128,9 +135,23 @@ class Runner:
         marks.append(time.perf_counter())
         output = self.session.run(shape)[0]
         marks.append(time.perf_counter())
-        results = decode(output, boxes, end2end=self._end2end, names=self.names, **options)
+        results = self._decode(output, boxes, options)
         marks.append(time.perf_counter())
         return results, np.diff(marks).tolist()
+
+    def _decode(self, output: NDArray[Any], boxes: Sequence[Letterbox], options: dict[str, Any]) -> list[Detections]:
+        """Return the boxes; where there is a recalibration, with probabilities in place of confidences."""
+        function, conf = self.recalibration, options["conf"]
+        if function is None or not 0 <= conf <= 1:  # which decode refuses
+            return decode(output, boxes, end2end=self._end2end, names=self.names, **options)
+        # A little below, for rounding; exactly what is asked for is kept after it.
+        least = max(0.0, function.least(conf) - 1e-4)
+        results = []
+        for found in decode(output, boxes, end2end=self._end2end, names=self.names, **{**options, "conf": least}):
+            probability = function(found.confidence).astype(np.float32)
+            keep = probability > conf
+            results.append(Detections(found.xyxy[keep], probability[keep], found.class_id[keep], found.names))
+        return results
 
     def _input_size(self, images: list[NDArray[np.uint8]]) -> tuple[int, int]:
         """Return the input's (H, W): without needless padding where it is dynamic and the images are alike."""
@@ -201,7 +222,7 @@ class EngineRunner(Runner):
             path, device=device, cuda=cuda, cuda_graph=cuda_graph, trust=trust, expected_sha256=expected_sha256
         )
         try:
-            super().__init__(session, **options)
+            super().__init__(session, **{"recalibration": stored(path), **options})
         except BaseException:
             session.close()
             raise
@@ -230,7 +251,8 @@ class OnnxRunner(Runner):
         providers: Sequence[str] = ("CPUExecutionProvider",),
         **options: Any,
     ) -> None:
-        super().__init__(OnnxSession(path, threads=threads, providers=providers), **options)
+        session = OnnxSession(path, threads=threads, providers=providers)
+        super().__init__(session, **{"recalibration": stored(path), **options})
 
 
 def open_runner(path: str | Path, **options: Any) -> Runner:
@@ -256,6 +278,7 @@ def open_runner(path: str | Path, **options: Any) -> Runner:
         kinds = " nor ".join(dict.fromkeys(form.kind for form in FORMATS.values()))
         raise ValueError(f"{path} is neither {kinds}: export one")
     own = {key: options.pop(key) for key in _OPTIONS & options.keys()}
+    own.setdefault("recalibration", stored(path))
     session = form.open(path, **options)
     try:
         return Runner(session, **own)

@@ -3,46 +3,45 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from meddet_yolo.console import as_list
 from meddet_yolo.evaluate.detection_files import SUFFIXES, read_detections
-from meddet_yolo.evaluate.detections import Found, Truth, TruthSet, align
-from meddet_yolo.evaluate.ground_truth import columns_of, read_column, truth_of
+from meddet_yolo.evaluate.detections import Found, TruthSet, align
+from meddet_yolo.evaluate.ground_truth import columns_of, truth_of
 from meddet_yolo.evaluate.inference import find
-from meddet_yolo.evaluate.measures import MEASURES, Measure, measure, measure_class
+from meddet_yolo.evaluate.measures import MEASURES, measure_class
+from meddet_yolo.evaluate.measuring import (
+    Judged,
+    compare_with_first,
+    judge_subgroups,
+    make_measure,
+    patients_of,
+    scores_of,
+)
 from meddet_yolo.evaluate.noise import short_names
 from meddet_yolo.evaluate.page.page import write_page
 from meddet_yolo.evaluate.pool import Pool
-from meddet_yolo.evaluate.results import Comparison, Evaluation, ModelResult, Subgroup, write
-from meddet_yolo.evaluate.statistics import Interval, Samples, holm, paired_all, resample
+from meddet_yolo.evaluate.recalibration import FITS, hits_of, recalibrated
+from meddet_yolo.evaluate.results import Evaluation, ModelResult, write
+from meddet_yolo.evaluate.statistics import resample
 from meddet_yolo.evaluate.thresholds import Threshold, choose_threshold
+from meddet_yolo.trt.formats import format_of
+from meddet_yolo.trt.recalibration import Recalibration, stored
+from meddet_yolo.trt.recalibration import store as store_recalibration
 
 __all__ = ["RequirementError", "evaluate", "evaluate_command"]
 
-_MOST_GROUPS = 20
+
+_FITTED_FROM = 0.05  # the many boxes of nearly no confidence would decide a recalibration
 
 
 class RequirementError(ValueError):
     """A score does not meet what `require` asks for."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Judged:
-    """A model's detections, its measures and their resampled scores."""
-
-    name: str
-    found: list[Found]
-    threshold: float
-    pool: Pool
-    samples: Samples
 
 
 def evaluate(
@@ -54,6 +53,8 @@ def evaluate(
     measures: str | Sequence[str] | None = None,
     threshold: float | str = 0.25,
     choose_on: str = "val",
+    recalibrate: str | None = None,
+    store: bool = False,
     hit: str = "iou",
     iou: float = 0.5,
     table: str | Path | None = None,
@@ -84,7 +85,10 @@ def evaluate(
         measures: Names of `meddet_yolo.evaluate.measures.MEASURES`; all by default.
         threshold: Confidence threshold of the scores that need one: a number, "f1" for the one of the best F1, or
             "sensitivity=0.9" for the highest that finds so much; both for each model on the split `choose_on`.
-        choose_on: The split that a threshold is chosen on.
+        choose_on: The split that a threshold is chosen, and a recalibration fitted, on.
+        recalibrate: Make confidences probabilities before anything else: "temperature" or "isotonic". By default what
+            an exported model has stored is applied, and nothing to other models.
+        store: Write the recalibration into the sidecars of the exported models, where the runner finds it.
         hit: What a hit is: "iou" or "centre", see `Pool.matches`.
         iou: Least IoU of a hit.
         table: A CSV with a column of image names, and others with patients or what `subgroups` names.
@@ -117,6 +121,12 @@ def evaluate(
     sources = [Path(str(m)) for m in as_list(str(model) if isinstance(model, Path) else model)]
     if not sources:
         raise ValueError("model= names no model: give a checkpoint, an exported model or a file of detections")
+    if recalibrate is not None and recalibrate not in FITS:
+        raise ValueError(f"recalibrate={recalibrate} is unknown: use {' or '.join(FITS)}")
+    if store and recalibrate is None:
+        raise ValueError("store=true has nothing to store: add recalibrate=temperature or recalibrate=isotonic")
+    if store and (bad := [s for s in sources if _is_detections(s) or format_of(s) is None]):
+        raise ValueError(f"store=true: {bad[0]} is no exported model with a sidecar: export it first")
     requirements = [_requirement(text) for text in as_list(require)]
     chosen_measures = [str(m) for m in as_list(measures)] or list(MEASURES)
     for name in chosen_measures:
@@ -130,24 +140,38 @@ def evaluate(
     truth = truth_of(data, split, **owners)
     folder = Path(out) if out is not None else Path("runs") / "evaluate" / f"{Path(data).stem}-{split}"
     common = {"hit": hit, "iou": iou}
-    groups = _groups(truth)
+    groups = patients_of(truth)
     how: dict[str, Any] = {"rounds": rounds, "seed": seed, "level": level}
 
-    judged: list[_Judged] = []
+    judged: list[Judged] = []
     results: list[ModelResult] = []
     notes = list(truth.notes)
     for name, source in zip(short_names(sources), sources, strict=True):
         found, cached = _detections(source, data, split, truth, folder, options, first_class)
         pool = Pool(found, truth.images)
-        at, chosen = _threshold(threshold, source, data, split, choose_on, pool, folder, options, common, owners)
+
+        @functools.cache
+        def other(source: Path = source, pool: Pool = pool) -> Pool:
+            return pool if choose_on == split else _other_pool(source, data, choose_on, folder, options, owners)
+
+        function = _recalibration(recalibrate, source, other, iou)
+        if function is not None:
+            found = [recalibrated(f, function) for f in found]
+            pool = Pool(found, truth.images)
+            notes.append(f"{name}: its confidences were made probabilities by {_told(function)}")
+            if recalibrate is not None and choose_on == split:
+                notes.append(f"{name}: it was recalibrated on the images it is judged on, so it looks too good there")
+        if store and function is not None:
+            store_recalibration(source, function)
+        at, chosen = _threshold(threshold, other, function, common)
         if chosen is not None and choose_on == split:
             notes.append(f"{name}: its threshold was chosen on the images it is judged on, so it looks too good there")
-        made = [_measure(m, truth.names, {**common, "threshold": at}, pool) for m in chosen_measures]
+        made = [make_measure(m, truth.names, {**common, "threshold": at}, pool) for m in chosen_measures]
         reasons: dict[str, str] = {}
         for one in made:
             one.compute()
             reasons |= one.reasons
-        samples = resample(functools.partial(_scores, made), groups, **how)
+        samples = resample(functools.partial(scores_of, made), groups, **how)
         scores = {
             key: replace(interval, reason=reasons.get(key, interval.reason))
             for key, interval in samples.intervals().items()
@@ -159,7 +183,7 @@ def evaluate(
                 details={key: value for key, value in details.items() if value}, cached=cached,
             )
         )  # fmt: skip
-        judged.append(_Judged(name, found, at, pool, samples))
+        judged.append(Judged(name, found, at, pool, samples))
 
     headline = tuple(key for m in chosen_measures for key in measure_class(m).headline)
     unmet = [text for check in requirements if (text := _unmet(check, results[0]))]
@@ -170,8 +194,8 @@ def evaluate(
         patients=len(set(truth.patients)) if truth.patients is not None else None,
         boxes={n: sum(int((t.classes == i).sum()) for t in truth.images) for i, n in enumerate(truth.names)},
         models=tuple(results),
-        comparisons=_comparisons(judged, truth, chosen_measures, common, groups, how),
-        subgroups=_subgroups(judged, truth, table, columns, chosen_measures, common, how),
+        comparisons=compare_with_first(judged, truth, chosen_measures, common, groups, how),
+        subgroups=judge_subgroups(judged, truth, table, columns, chosen_measures, common, how),
         headline=headline,
         settings={"split": split, **common, **how, "measures": chosen_measures, **options},
         unmet=tuple(unmet),
@@ -227,160 +251,54 @@ def _is_detections(source: Path) -> bool:
     return source.suffix.lower() in SUFFIXES
 
 
-def _threshold(
-    threshold: float | str,
+def _other_pool(
     source: Path,
     data: str | Path,
     split: str,
-    choose_on: str,
-    pool: Pool,
     folder: Path,
     options: Mapping[str, Any],
-    common: Mapping[str, Any],
     owners: Mapping[str, Any],
+) -> Pool:
+    """Return what a model finds in the split on which thresholds are chosen."""
+    if _is_detections(source):
+        raise ValueError(
+            f"threshold= or recalibrate= is chosen on split {split}, of which {source} tells nothing: give a number as "
+            "threshold=, or the split that is judged as choose_on="
+        )
+    truth = truth_of(data, split, **owners)
+    return Pool(find(source, data, split, truth, cache=folder / "predictions", **options)[0], truth.images)
+
+
+def _threshold(
+    threshold: float | str,
+    other: Callable[[], Pool],
+    function: Recalibration | None,
+    common: Mapping[str, Any],
 ) -> tuple[float, Threshold | None]:
-    """Return a model's threshold, and how it was chosen."""
+    """Return a model's threshold, and how it was chosen on another pool."""
     if isinstance(threshold, (int, float)) and not isinstance(threshold, bool):
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold={threshold} must lie in [0, 1]")
         return float(threshold), None
-    if choose_on != split:
-        if _is_detections(source):
-            raise ValueError(
-                f"threshold={threshold} is chosen on split {choose_on}, of which {source} tells nothing: give a number"
-            )
-        other = truth_of(data, choose_on, **owners)
-        found, _ = find(source, data, choose_on, other, cache=folder / "predictions", **options)
-        pool = Pool(found, other.images)
+    pool = other()
+    if function is not None:
+        pool = Pool([recalibrated(f, function) for f in pool.found_list], pool.truth_list)
     chosen = choose_threshold(str(threshold), pool, **common)
     return chosen.threshold, chosen
 
 
-# Measuring ------------------------------------------------------------------------------------------------------------
+def _recalibration(kind: str | None, source: Path, other: Callable[[], Pool], iou: float) -> Recalibration | None:
+    """Return a model's recalibration: fitted, or else the one that its export holds."""
+    if kind is None:
+        return stored(source) if not _is_detections(source) and format_of(source) is not None else None
+    return FITS[kind](*hits_of(other(), min_score=_FITTED_FROM, iou=iou))
 
 
-def _groups(truth: TruthSet) -> Sequence[str | None]:
-    """Return the patient of every image, None for all where they are unknown."""
-    return truth.patients or [None] * len(truth)
-
-
-def _measure(name: str, names: Sequence[str], options: Mapping[str, Any], pool: Pool) -> Measure:
-    """Return a measure of a pool, with those of the options that it takes."""
-    takes = inspect.signature(measure_class(name)).parameters
-    made = measure(name, names, **{key: value for key, value in options.items() if key in takes})
-    made.adopt(pool)
-    return made
-
-
-def _scores(measures: Sequence[Measure], weights: np.ndarray) -> dict[str, float]:
-    return {key: value for one in measures for key, value in one.compute(weights).items()}
-
-
-def _comparisons(
-    judged: Sequence[_Judged],
-    truth: TruthSet,
-    measures: Sequence[str],
-    common: Mapping[str, Any],
-    groups: Sequence[str | None],
-    how: Mapping[str, Any],
-) -> tuple[Comparison, ...]:
-    """Compare every further model with the first, by the headline scores."""
-    differences = []
-    for other in judged[1:]:
-        pair = (other, judged[0])
-        made: list[Measure] = []
-        keys: list[str] = []
-        for name in measures:
-            if own := measure_class(name).headline:
-                made.append(_of_two(pair, truth, name, common))
-                keys += own
-
-        def score(weights: np.ndarray, made: list[Measure] = made, keys: list[str] = keys) -> dict[str, float]:
-            everything = _scores(made, weights.reshape(-1))
-            return {key: everything[key] for key in keys}
-
-        samples = other.samples.only(keys) - judged[0].samples.only(keys)
-        differences.append((other.name, paired_all(score, groups, samples=samples, **how)))
-    tested = [(i, key) for i, (_, found) in enumerate(differences) for key, d in found.items() if d.p is not None]
-    corrected = holm([float(differences[i][1][key].p or 0.0) for i, key in tested])
-    result = []
-    for i, (name, found) in enumerate(differences):
-        p_values = {key: p for (j, key), p in zip(tested, corrected, strict=True) if j == i}
-        result.append(Comparison(first=name, second=judged[0].name, differences=found, corrected=p_values))
-    return tuple(result)
-
-
-def _of_two(pair: tuple[_Judged, _Judged], truth: TruthSet, name: str, common: Mapping[str, Any]) -> Measure:
-    """Return a measure over the images of two models, one's after the other's, in which weights choose between them."""
-    takes = inspect.signature(measure_class(name)).parameters
-    found: list[Found] = []
-    images: list[Truth] = []
-    for number, one in enumerate(pair):
-        for f, t in zip(one.found, truth.images, strict=True):
-            # Each model has its threshold, so what is below it is left out beforehand.
-            kept = f.above(one.threshold) if "threshold" in takes else f
-            label = f"{number}/{t.name}"
-            found.append(replace(kept, name=label))
-            images.append(replace(t, name=label, patient=None if t.patient is None else f"{number}/{t.patient}"))
-    options = {**common, "threshold": 0.0, "areas": False}
-    return _measure(name, truth.names, options, Pool(found, images))
-
-
-def _subgroups(
-    judged: Sequence[_Judged],
-    truth: TruthSet,
-    table: str | Path | None,
-    columns: Sequence[str],
-    measures: Sequence[str],
-    common: Mapping[str, Any],
-    how: Mapping[str, Any],
-) -> tuple[Subgroup, ...]:
-    """Give the headline scores for the values of columns."""
-    result = []
-    for column in columns:
-        values = read_column(str(table), column)
-        of_image = [values.get(Path(image.name).name, "unknown") for image in truth.images]
-        if len(set(of_image)) > _MOST_GROUPS:
-            raise ValueError(
-                f"{table}: {column} has {len(set(of_image))} values on these images, expected at most {_MOST_GROUPS}: "
-                "put numbers into ranges first"
-            )
-        if set(of_image) == {"unknown"}:
-            raise ValueError(f"{table} has no {column} for any image of {truth.source}, such as {truth.images[0].name}")
-        for value in sorted(set(of_image)):
-            keep = [v == value for v in of_image]
-            part = truth.subset(keep)
-            scores = {}
-            for one in judged:
-                found = [f for f, kept in zip(one.found, keep, strict=True) if kept]
-                pool = Pool(found, part.images)
-                options = {**common, "threshold": one.threshold, "areas": False}
-                made = [_measure(m, truth.names, options, pool) for m in measures if measure_class(m).headline]
-                scores[one.name] = _headline(made, _groups(part), how)
-            patients = None if part.patients is None else len(set(part.patients))
-            boxes = sum(map(len, part.images))
-            result.append(
-                Subgroup(
-                    column=column, value=value, images=len(part), patients=patients, boxes=boxes, scores=scores
-                )
-            )  # fmt: skip
-    return tuple(result)
-
-
-def _headline(made: Sequence[Measure], groups: Sequence[str | None], how: Mapping[str, Any]) -> dict[str, Interval]:
-    """Return the headline scores with their intervals."""
-    reasons: dict[str, str] = {}
-    for one in made:
-        one.compute()
-        reasons |= one.reasons
-    keys = [key for one in made for key in one.headline]
-
-    def score(weights: np.ndarray) -> dict[str, float]:
-        everything = _scores(made, weights)
-        return {key: everything[key] for key in keys}
-
-    intervals = resample(score, groups, **how).intervals()
-    return {key: replace(i, reason=reasons.get(key, i.reason)) for key, i in intervals.items()}
+def _told(function: Recalibration) -> str:
+    content = function.to_dict()
+    if content["kind"] == "temperature":
+        return f"a temperature of {content['temperature']:.3f}"
+    return f"isotonic regression with {len(content['scores'])} knots"
 
 
 # Requirements ---------------------------------------------------------------------------------------------------------

@@ -120,13 +120,14 @@ def test_a_comparison_respects_each_models_threshold(data):
     result = evaluate(files, data, out=data.parent / "out", rounds=30, threshold="f1")
     assert result.models[0].threshold != result.models[1].threshold
     from meddet_yolo.evaluate import evaluation as module
+    from meddet_yolo.evaluate import measuring
 
     judged = [
-        module._Judged(m.name, module._detections(Path(m.source), data, "val", truth_of(data), data, {}, None)[0],
+        measuring.Judged(m.name, module._detections(Path(m.source), data, "val", truth_of(data), data, {}, None)[0],
                        m.threshold, None, None)
         for m in result.models
     ]  # fmt: skip
-    both = module._of_two((judged[0], judged[1]), truth_of(data), "operating_point", {"hit": "iou", "iou": 0.5})
+    both = measuring._of_two((judged[0], judged[1]), truth_of(data), "operating_point", {"hit": "iou", "iou": 0.5})
     for place, model in enumerate(result.models):
         weights = np.zeros((2, IMAGES), int)
         weights[place] = 1
@@ -161,6 +162,10 @@ def test_subgroups_have_counts_and_scores_of_their_own(data):
         ({"threshold": 2}, "threshold=2 must lie in"),
         ({"threshold": "f2"}, "threshold=f2 is no rule"),
         ({"threshold": "f1", "choose_on": "test"}, "tells nothing: give a number"),
+        ({"recalibrate": "platt"}, "recalibrate=platt is unknown: use temperature or isotonic"),
+        ({"recalibrate": "isotonic", "choose_on": "test"}, "tells nothing: give a number"),
+        ({"store": True}, "store=true has nothing to store"),
+        ({"store": True, "recalibrate": "isotonic"}, "is no exported model with a sidecar"),
         ({"hit": "touch"}, "hit=touch is unknown"),
         ({"model": []}, "model= names no model"),
     ],
@@ -276,3 +281,44 @@ def test_a_model_of_other_classes_or_none_is_refused(tiny_data, tiny_teachers, t
         inference.find(tiny_teachers[0], tiny_data, "val", other, imgsz=64, device="cpu", workers=0)
     with pytest.raises(FileNotFoundError, match=r"model=nowhere\.pt: no such file"):
         evaluate("nowhere.pt", tiny_data, out=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["temperature", "isotonic"])
+def test_recalibrated_confidences_are_judged_and_it_is_said(data, kind):
+    file = _detections(data, "a", 1, 0.2)
+    plain = evaluate(file, data, out=data.parent / "out", rounds=3, threshold="f1").models[0]
+    result = evaluate(file, data, out=data.parent / "out", rounds=3, threshold="f1", recalibrate=kind)
+    (model,) = result.models
+    assert any("made probabilities by" in note for note in result.notes)
+    assert any("recalibrated on the images it is judged on" in note for note in result.notes)
+    # The order of boxes stays but for ties, and so do the curves; the threshold moves with the confidences.
+    if kind == "temperature":
+        assert model.scores["FROC"].value == plain.scores["FROC"].value
+        assert model.scores["F1"].value == plain.scores["F1"].value and model.threshold != plain.threshold
+    else:  # fitted on the same boxes, so that only rounding to bins is left
+        assert model.scores["D-ECE"].value < plain.scores["D-ECE"].value / 2
+
+
+def test_a_stored_recalibration_is_applied_by_evaluation_and_runner(tiny_data, tiny_teachers, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from ultralytics import YOLO
+
+    from meddet_yolo.trt.engine_file import EngineFileError, write_sidecar
+    from meddet_yolo.trt.recalibration import stored
+    from meddet_yolo.trt.runner import open_runner
+
+    copy = tmp_path / "a.pt"
+    copy.write_bytes(tiny_teachers[0].read_bytes())
+    file = Path(YOLO(str(copy)).export(format="onnx", imgsz=64, simplify=False, verbose=False))
+    options = {"data": tiny_data, "out": tmp_path / "out", "rounds": 3, "workers": 0, "imgsz": 64}
+    options |= {"measures": ["calibration"], "choose_on": "val"}
+    with pytest.raises(EngineFileError, match="has no sidecar"):
+        evaluate(file, **options, recalibrate="temperature", store=True)
+    write_sidecar(file, {})
+    fitted = evaluate(file, **options, recalibrate="temperature", store=True)
+    again = evaluate(file, **options)
+    assert again.models[0].cached and any("a temperature of" in note for note in again.notes)
+    assert str(again.models[0].scores["D-ECE"]) == str(fitted.models[0].scores["D-ECE"])
+    with open_runner(file) as runner:
+        assert runner.recalibration == stored(file) is not None

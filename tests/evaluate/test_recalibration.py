@@ -12,7 +12,9 @@ from sklearn.linear_model import LogisticRegression
 
 from meddet_yolo.evaluate.detections import Found
 from meddet_yolo.evaluate.pool import Pool
-from meddet_yolo.evaluate.recalibration import Isotonic, Temperature, from_dict, hits_of, recalibrated
+from meddet_yolo.evaluate.recalibration import fit_isotonic, fit_temperature, hits_of, recalibrated
+from meddet_yolo.trt.engine_file import EngineFileError, read_sidecar, write_sidecar
+from meddet_yolo.trt.recalibration import Isotonic, Temperature, from_dict, store, stored
 from tests.evaluate.measures._scenes import scenes
 
 
@@ -26,7 +28,7 @@ def _case(seed: int, temperature: float, count: int = 400):
 @given(seed=st.integers(0, 10**6), temperature=st.floats(0.5, 3))
 def test_temperature_is_scikit_learns_slope(seed, temperature):
     scores, hits = _case(seed, temperature)
-    fitted = Temperature.fit(scores, hits)
+    fitted = fit_temperature(scores, hits)
     slope = LogisticRegression(C=1e12, fit_intercept=False, tol=1e-10, max_iter=500).fit(logit(scores)[:, None], hits)
     assert 1 / fitted.temperature == pytest.approx(float(slope.coef_[0, 0]), rel=1e-4)
     assert fitted.temperature == pytest.approx(temperature, rel=0.4)
@@ -37,7 +39,7 @@ def test_temperature_is_scikit_learns_slope(seed, temperature):
 def test_isotonic_is_scikit_learns(seed, count, ties):
     scores, hits = _case(seed, 1.5, count)
     scores = np.round(scores, 1) if ties else scores
-    ours = Isotonic.fit(scores, hits)
+    ours = fit_isotonic(scores, hits)
     theirs = IsotonicRegression(out_of_bounds="clip").fit(scores, hits)
     at = np.linspace(0, 1, 101)
     np.testing.assert_allclose(ours(at), theirs.predict(at), atol=1e-6)
@@ -47,7 +49,7 @@ def test_isotonic_is_scikit_learns(seed, count, ties):
 def test_recalibration_helps_on_other_images():
     scores, hits = _case(1, 3.0, 3000)
     fresh, truth = _case(2, 3.0, 3000)
-    for function in (Temperature.fit(scores, hits), Isotonic.fit(scores, hits)):
+    for function in (fit_temperature(scores, hits), fit_isotonic(scores, hits)):
         before, after = (np.mean((s - truth) ** 2) for s in (fresh, function(fresh)))
         assert after < before - 0.01
 
@@ -72,6 +74,62 @@ def test_fits_on_the_hits_of_a_pool():
     scores, hits = hits_of(pool, min_score=0.2)
     assert (scores >= 0.2).all() and hits.sum() == (pool.matches()[0][pool.scores >= 0.2] >= 0).sum()
     with pytest.raises(ValueError, match="no boxes to fit"):
-        Temperature.fit(*hits_of(pool, min_score=1.1))
+        fit_temperature(*hits_of(pool, min_score=1.1))
     with pytest.raises(ValueError, match=r"must be \(N,\)"):
-        Isotonic.fit([0.1], [1, 0])
+        fit_isotonic([0.1], [1, 0])
+
+
+@given(st.floats(0.2, 5), st.floats(0, 1))
+def test_the_least_confidence_of_a_probability_is_the_inverse(temperature, probability):
+    generator = np.random.default_rng(3)
+    scores = np.sort(generator.random(30))
+    for function in (Temperature(temperature), fit_isotonic(scores, generator.random(30) < scores)):
+        least = function.least(probability)
+        assert 0 <= least <= 1
+        if function([1.0])[0] >= probability:
+            assert function([least + 1e-9])[0] >= probability - 1e-6
+        assert least < 1e-6 or function([least - 1e-6])[0] <= probability + 1e-6
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"kind": "temperature", "temperature": 0},
+        {"kind": "temperature", "temperature": float("nan")},
+        {"kind": "isotonic", "scores": [0.5, 0.1], "probabilities": [0, 1]},
+        {"kind": "isotonic", "scores": [], "probabilities": []},
+        {"kind": "isotonic", "scores": [0.1], "probabilities": [float("nan")]},
+        {"kind": "magic"},
+        {},
+        [1],
+    ],
+)
+def test_what_is_none_is_refused(content, tmp_path):
+    with pytest.raises(ValueError):
+        from_dict(content)
+    (tmp_path / "a.onnx.json").write_text(json.dumps({"meddet_recalibration": content}))
+    with pytest.raises(EngineFileError, match=r"a\.onnx\.json"):
+        stored(tmp_path / "a.onnx")
+
+
+def test_the_sidecar_keeps_what_it_says_and_none_is_made(tmp_path):
+    file = tmp_path / "a.onnx"
+    file.write_bytes(b"model")
+    with pytest.raises(EngineFileError, match="no sidecar"):
+        store(file, Temperature(2.0))
+    write_sidecar(file, {"meddet_precision": "fp32"})
+    before = read_sidecar(file)
+    assert stored(file) is None
+    store(file, Temperature(2.0))
+    store(file, Temperature(3.0))
+    assert stored(file) == Temperature(3.0)
+    assert {k: v for k, v in read_sidecar(file).items() if k != "meddet_recalibration"} == before
+
+
+def test_openvinos_sidecar_is_that_of_the_weights(tmp_path):
+    weights = tmp_path / "a_openvino_model" / "a.bin"
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+    write_sidecar(weights, {})
+    store(weights.parent, Isotonic((0.1, 0.9), (0.2, 0.6)))
+    assert stored(weights.parent) == stored(weights.with_suffix(".xml")) == Isotonic((0.1, 0.9), (0.2, 0.6))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +15,8 @@ import torch
 from ultralytics import YOLO
 from ultralytics.utils import YAML
 
+from meddet_yolo.trt.engine_file import write_sidecar
+from meddet_yolo.trt.recalibration import Isotonic, Temperature, store
 from meddet_yolo.trt.runner import OnnxRunner, main, open_runner
 
 IMGSZ = 160
@@ -99,6 +102,22 @@ def test_boxes_are_those_of_ultralytics(exported, images, name):
             np.testing.assert_allclose(_mine(found), expected, atol=1e-3)
             total += len(found)
         assert total > 20
+
+
+@pytest.mark.parametrize("function", [Temperature(2.5), Isotonic((0.1, 0.5, 0.9), (0.0, 0.4, 0.8))])
+def test_a_stored_recalibration_gives_probabilities(exported, images, tmp_path, function):
+    copy = tmp_path / "a.onnx"
+    shutil.copy(exported["meddet11-n"], copy)
+    write_sidecar(copy, {})
+    store(copy, function)
+    with open_runner(copy, threads=1) as runner, open_runner(copy, threads=1, recalibration=None) as plain:
+        for conf in (0.1, 0.37, 0.79):
+            for found, raw in zip(runner(images, conf=conf), plain(images, conf=0.001), strict=True):
+                probability = function(raw.confidence).astype(np.float32)
+                assert len(found) == min(300, int((probability > conf).sum()))
+                np.testing.assert_array_equal(found.confidence, probability[: len(found)])
+                np.testing.assert_array_equal(found.xyxy, raw.xyxy[: len(found)])
+        assert not len(runner(images[0], conf=1.0)[0])
 
 
 def test_boxes_of_a_trained_detector_on_real_images(spider, tmp_path):
