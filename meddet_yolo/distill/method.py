@@ -18,6 +18,7 @@ __all__ = ["METHODS", "DetectorOutput", "DetectorSpec", "DistillMethod", "HeadLo
 METHODS: dict[str, str] = {
     "meddet": "meddet_yolo.distill.methods.meddet:MedDet",
     "l2": "meddet_yolo.distill.methods.l2:ScoreWeightedL2",
+    "response": "meddet_yolo.distill.methods.response:Response",
 }
 """Where each method's class is, by the name that `distill=` takes."""
 
@@ -193,10 +194,10 @@ def method_class(name: str) -> type[DistillMethod]:
     Examples:
         >>> method_class("meddet").needs_predictions
         False
-        >>> method_class("medet")
+        >>> method_class("medet")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        ValueError: distill must be one of meddet, l2, got 'medet': did you mean 'meddet'?
+        ValueError: distill must be one of meddet, l2, ..., got 'medet': did you mean 'meddet'?
     """
     if name not in METHODS:
         close = difflib.get_close_matches(name, METHODS, 1)

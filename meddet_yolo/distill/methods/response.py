@@ -1,0 +1,113 @@
+"""Response distillation: learn the teachers' scores and boxes at the student's own anchors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import complete_box_iou_loss
+
+from meddet_yolo.distill.method import DetectorOutput, DetectorSpec, DistillMethod, HeadLoss, Term
+from meddet_yolo.distill.options import Options, number
+from meddet_yolo.distill.predictions import Guidance, PredictionReader, corners, distances
+
+__all__ = ["Response", "ResponseOptions"]
+
+BOX, DFL = 7.5, 1.5  # gains of Ultralytics' detection loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseOptions(Options):
+    """Options of `distill=response`.
+
+    Attributes:
+        response_weight: Weight of the response term, at least 0, beside a detection loss of Ultralytics' own gains.
+        response_threshold: Teachers' top class score above which their box teaches, in [0, 1].
+
+    Raises:
+        ValueError: A value is of the wrong type or out of range.
+    """
+
+    response_weight: float = 1.0
+    response_threshold: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Bring every value to its type and check it."""
+        self.put("response_weight", number("response_weight", self.response_weight, low=0))
+        self.put("response_threshold", number("response_threshold", self.response_threshold, low=0, high=1))
+
+
+class Response(DistillMethod):
+    """Quality focal loss to the teachers' scores, CIoU and divergence of distributions to their boxes.
+
+    At anchor a, with the student's logits s, the teachers' mean probabilities t and their maximum over classes w:
+
+        L_cls = sum_a sum_c BCE(s, t) |sigmoid(s) - t| / n,    n = sum_a w_a
+        L_box = sum_{a: w > threshold} w (7.5 (1 - CIoU) + 1.5 mean over 4 sides of KL(t || s)) / n
+
+    and the loss is L_cls + L_box. L_cls is the quality focal loss with exponent 1 (Li et al., GFL, NeurIPS 2020, eq. 5)
+    with soft labels, the divergence that of localization distillation at temperature 1 (Zheng et al., LD, CVPR 2022,
+    eq. 2), the gains those of Ultralytics; weighting by the teachers' score is our own decision. Where the student has
+    no distributions, the mean error of the distances over their mean stands for the divergence (our own decision).
+    Teachers without distributions, or with others, have theirs made of their distances, or rebinned.
+
+    Examples:
+        >>> import torch
+        >>> student = DetectorSpec("student", [8], [8], nc=2, reg_max=16)
+        >>> method = Response(student, [DetectorSpec("a.pt", [16], [8], nc=2, reg_max=16)], ResponseOptions())
+        >>> small = DetectorOutput([torch.randn(2, 8, 4, 4)], torch.randn(2, 2, 16), torch.randn(2, 64, 16))
+        >>> large = DetectorOutput([torch.randn(2, 16, 4, 4)], torch.randn(2, 2, 16), torch.randn(2, 64, 16))
+        >>> sorted(method(small, [large], {}, head_loss=lambda maps: maps[0].mean()))
+        ['response']
+    """
+
+    Options = ResponseOptions
+    needs_predictions = True
+    partial_classes = True
+
+    def __init__(self, student: DetectorSpec, teachers: Sequence[DetectorSpec], options: ResponseOptions) -> None:
+        """Match the levels."""
+        super().__init__(student, teachers, options)
+        self.options = options
+        self._reg_max = student.reg_max
+        self._read = PredictionReader("response", student, teachers)
+
+    def forward(
+        self,
+        student: DetectorOutput,
+        teachers: Sequence[DetectorOutput],
+        batch: Mapping[str, Any],
+        *,
+        head_loss: HeadLoss,
+    ) -> dict[str, Term]:
+        """Compute the one term, `response`; see `DistillMethod.forward`."""
+        assert student.logits is not None and student.boxes is not None
+        guidance = self._read.together(student, teachers)
+        total = guidance.confidence.sum().clamp(min=1.0)
+        logits = student.logits.float()
+        errors = F.binary_cross_entropy_with_logits(logits, guidance.scores, reduction="none")
+        errors = errors * (logits.sigmoid() - guidance.scores).abs()
+        classes = (errors * guidance.known[:, None]).sum()
+        return {
+            "response": Term((classes + self._boxes(student.boxes, guidance)) / total, self.options.response_weight)
+        }
+
+    def _boxes(self, boxes: Tensor, guidance: Guidance) -> Tensor:
+        """Return the weighted sum of the box errors."""
+        weights = guidance.confidence
+        chosen = (weights > self.options.response_threshold).nonzero(as_tuple=True)  # image, anchor
+        images, anchors = chosen
+        given = boxes.float()[images, :, anchors]  # (N, 4 * reg_max)
+        sides = distances(given.unsqueeze(2), self._reg_max).squeeze(2)
+        target = guidance.distances[images, :, anchors]
+        error = BOX * complete_box_iou_loss(corners(sides), corners(target))
+        if guidance.bins is not None:
+            logs = given.unflatten(1, (4, self._reg_max)).log_softmax(2)
+            bins = guidance.bins[images, :, :, anchors]
+            error = error + DFL * F.kl_div(logs, bins, reduction="none").sum(2).mean(1)
+        else:
+            error = error + DFL * (sides - target).abs().mean(1) / target.abs().mean(1).clamp(min=1e-3)
+        return (error * weights[chosen]).sum()
