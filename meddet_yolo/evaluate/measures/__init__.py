@@ -22,6 +22,7 @@ MEASURES: dict[str, str] = {
     "average_precision": "meddet_yolo.evaluate.measures.average_precision:AveragePrecision",
     "froc": "meddet_yolo.evaluate.measures.froc:FROC",
     "operating_point": "meddet_yolo.evaluate.measures.operating_point:OperatingPoint",
+    "box_size": "meddet_yolo.evaluate.measures.box_size:BoxSize",
     "auroc": "meddet_yolo.evaluate.measures.auroc:AUROC",
     "calibration": "meddet_yolo.evaluate.measures.calibration:Calibration",
     "error_types": "meddet_yolo.evaluate.measures.error_types:ErrorTypes",

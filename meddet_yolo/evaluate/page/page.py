@@ -138,6 +138,7 @@ def page_data(result: Evaluation, pools: Sequence[Pool]) -> dict[str, Any]:
             }
             for model, pool in zip(result.models, pools, strict=True)
         ],
+        "sizes": _sizes(result.models[0]),
         "subgroups": [
             {
                 "column": group.column,
@@ -167,6 +168,23 @@ def _reliability(model: ModelResult, names: Sequence[str]) -> list[dict[str, Any
         return None
     table = details["classes"]
     return [{**table[name], "edges": details["edges"]} for name in ("all", *names)]
+
+
+def _sizes(model: ModelResult) -> list[dict[str, str]] | None:
+    """Return the thirds of the labelled boxes by size, in words; None where they were not computed."""
+    details = model.details.get("box_size")
+    if details is None or not details["bounds"]:
+        return None
+    return [
+        {
+            "key": f"found/{name}",
+            "label": f"{name} third",
+            "about": f"{low:.0f} to {high:.0f} pixels, {row['boxes']} boxes",
+        }
+        for (name, row), low, high in zip(
+            details["thirds"].items(), details["bounds"][:-1], details["bounds"][1:], strict=True
+        )
+    ]
 
 
 def _hit(result: Evaluation) -> str:

@@ -10,6 +10,7 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from meddet_yolo.evaluate.detections import Found, Truth
 from meddet_yolo.evaluate.measures import MEASURES, measure
+from meddet_yolo.evaluate.measures.box_size import BoxSize
 from meddet_yolo.evaluate.measures.counts import Counts
 from meddet_yolo.evaluate.measures.localisation import Localisation
 from meddet_yolo.evaluate.measures.operating_point import OperatingPoint, threshold_of
@@ -122,3 +123,33 @@ def test_counts_differ_by_class():
     counts = Counts(NAMES)
     counts.update(Found("a", [[0, 0, 4, 4]] * 2, [0, 0], [0.9, 0.2]), Truth("a", [[0, 0, 4, 4]] * 2, [1, 1], (8, 8)))
     assert counts.compute() == {"count_error": 3, "count_bias": -1}
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 10**6), threshold=st.floats(0, 1))
+def test_thirds_by_size_are_counted_and_add_up(seed, threshold):
+    found, truth = scenes(seed, 6, 2)
+    pool = Pool(found, truth)
+    sizes, point = BoxSize(NAMES, threshold=threshold), OperatingPoint(NAMES, threshold=threshold)
+    for one in (sizes, point):
+        one.adopt(pool)
+    details, scores = sizes.details(), sizes.compute()
+    hits = sum(row["hits"] for row in point.details()["classes"].values())
+    assert sum(row["found"] for row in details["thirds"].values()) == hits
+    side = np.sqrt((pool.truth_boxes[:, 2:] - pool.truth_boxes[:, :2]).prod(1))
+    if not len(side):
+        assert np.isnan(list(scores.values())).all()
+        return
+    edges = np.quantile(side, [1 / 3, 2 / 3])
+    counts = [
+        int((side <= edges[0]).sum()),
+        int(((side > edges[0]) & (side <= edges[1])).sum()),
+        int((side > edges[1]).sum()),
+    ]
+    assert [row["boxes"] for row in details["thirds"].values()] == counts
+    for name, row in details["thirds"].items():
+        assert (
+            np.isnan(scores[f"found/{name}"])
+            if not row["boxes"]
+            else scores[f"found/{name}"] == row["found"] / row["boxes"]
+        )

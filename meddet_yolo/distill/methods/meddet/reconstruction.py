@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 DEAD = 1e-3
 """Mean variance of a standardised map, below which it counts as dead: at most one channel of a thousand is alive."""
 

@@ -161,6 +161,8 @@ function drawForests() {
     const groups = data.subgroups.map((g, i) => ({ ...g, label: g.value, heading: i && data.subgroups[i - 1].column === g.column ? "" : g.column }));
     chooser($("subgroup-score"), keys, () => forest($("subgroup-forest"), groups, () => $("subgroup-score").value));
   }
+  if (data.sizes) forest($("size-forest"), data.sizes.map((size) => ({ ...size, scores })), (g) => g.key);
+  else $("sizes-section").remove();
   const errors = Object.keys(scores[0]).filter((key) => key.startsWith("errors/"));
   if (errors.length) forest($("error-forest"), errors.map((key) => ({ label: key.slice(7), scores, key })), (g) => g.key);
   else $("errors-section").remove();
