@@ -160,14 +160,19 @@ def read_engine(
     body = _LENGTH_BYTES + size
     try:
         metadata = json.loads(data[_LENGTH_BYTES:body])
-    except ValueError as error:  # also raised for bytes that are no text
+    except (ValueError, RecursionError) as error:  # the first also for bytes that are no text
         raise EngineFileError(f"engine {path}: its header is not valid JSON ({error}); export it again") from error
     if not isinstance(metadata, dict):
         raise EngineFileError(f"engine {path}: its header must be a JSON object, got a {type(metadata).__name__}")
     if len(data) == body:
         raise EngineFileError(f"engine {path} ends after its header: the file was cut off; export it again")
     if isinstance(metadata.get("names"), dict):
-        metadata["names"] = {int(k): v for k, v in metadata["names"].items()}
+        try:
+            metadata["names"] = {int(k): v for k, v in metadata["names"].items()}
+        except ValueError as error:
+            raise EngineFileError(
+                f"engine {path}: its class names are not numbered ({error}); export it again"
+            ) from error
     return EngineFile(metadata, data[body:])
 
 
@@ -182,7 +187,7 @@ def read_sidecar(engine: str | Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EngineFileError(f"{path} is not valid JSON ({error}); delete it or export the engine again") from error
     if not isinstance(content, dict):
         raise EngineFileError(f"{path} must hold a JSON object, got a {type(content).__name__}")

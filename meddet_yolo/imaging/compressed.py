@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +26,12 @@ class InflatingFile(io.BufferedReader):
 
     def __init__(self, path: Path, check: Callable[[int], None]) -> None:
         super().__init__(io.FileIO(path))
-        self._check = check
+        self._check, self._size = check, os.fstat(self.fileno()).st_size
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read as a file does."""
+        """Read as a file does, without making room for more than there is."""
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = max(0, min(size, self._size - self.tell()))
         content = super().read(size)
         if size is None or size < 0:
             self._measure(content)

@@ -25,6 +25,7 @@ from meddet_yolo.imaging.limits import (
     check_picture,
     check_place,
     check_slices,
+    refuse_device,
 )
 from meddet_yolo.imaging.privacy import IDENTIFYING, identity_words, silent
 
@@ -113,6 +114,8 @@ def is_dicom(path: Path) -> bool:
     if suffix[1:].isalpha():
         return False
     try:
+        if not path.is_file():  # a pipe would wait for somebody to write
+            return False
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
@@ -141,6 +144,7 @@ def _load(path: Path, pixels: bool, max_pixels: int) -> tuple[Any, int]:
         check_bytes(4 * inflated, max_pixels, "is deflated and would take")
 
     try:
+        refuse_device(path)
         with silent("pydicom"), InflatingFile(path, check) as file:
             dataset = pydicom.dcmread(file, force=True, stop_before_pixels=not pixels)
             place = file.tell()

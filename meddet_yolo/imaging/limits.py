@@ -6,7 +6,9 @@ what it can hold and against these bounds (our own decisions, wide enough for wh
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ __all__ = [
     "check_place",
     "check_slices",
     "checked_max_pixels",
+    "refuse_device",
 ]
 
 MAX_PIXELS = 1 << 25  # of a picture, by default: 5792 x 5792
@@ -141,6 +144,18 @@ def check_distances(values: Iterable[float], shown: str) -> None:
     """
     if not all(SMALLEST_MM <= value <= LARGEST_MM for value in values):  # also false for NaN
         raise VolumeError(f"{shown}, expected positive distances of {SMALLEST_MM:g} to {LARGEST_MM:g} mm")
+
+
+def refuse_device(path: Path) -> None:
+    """Refuse what is no file on a disk: reading a pipe waits for somebody to write, reading a device may never end.
+
+    Raises:
+        VolumeError: If it is a pipe, a socket or a device.
+        OSError: If there is nothing of that name.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder fails by itself
+        raise VolumeError("is a pipe, socket or device, expected a file")
 
 
 def check_place(values: Iterable[float]) -> None:

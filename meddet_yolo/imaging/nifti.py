@@ -20,6 +20,7 @@ from meddet_yolo.imaging.limits import (
     check_picture,
     check_place,
     check_slices,
+    refuse_device,
 )
 
 __all__ = ["NiftiVolume", "is_nifti", "read_nifti"]
@@ -136,6 +137,7 @@ def read_nifti(path: str | Path, max_pixels: int = MAX_PIXELS) -> NiftiVolume:
     path = Path(path)
     nibabel = require("nibabel")
     try:
+        refuse_device(path)
         with nibabel.openers.ImageOpener(path) as file:
             block = file.read(_HEADER_2)
         header = _header(nibabel, block, check=True)
@@ -148,6 +150,8 @@ def read_nifti(path: str | Path, max_pixels: int = MAX_PIXELS) -> NiftiVolume:
         offset, (slope, intercept) = float(header["vox_offset"]), header.get_slope_inter()
         zooms = np.array(_header(nibabel, block, check=False)["pixdim"][1:4], float)  # a check puts 1 for a size of 0
         size = path.stat().st_size * (_GZIP if path.suffix.lower() == ".gz" else 1)
+    except VolumeError:
+        raise
     except FileNotFoundError as error:
         raise VolumeError("no such file, or it cannot be opened") from error
     except Exception as error:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pydicom
 import pytest
@@ -15,7 +18,9 @@ from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from meddet_yolo.imaging.dicom import read_header
 from meddet_yolo.imaging.limits import MAX_SLICES, checked_max_pixels
+from meddet_yolo.imaging.pictures import write_pictures
 from meddet_yolo.imaging.search import ListError, find_volumes, holds_volumes
+from meddet_yolo.imaging.slice_cache import cache_slices
 from meddet_yolo.imaging.volumes import Skipped, VolumeError, open_volume
 from tests.dicom_files import make_dicom
 from tests.hostile.made import deflated_dicom, nifti1, nifti2
@@ -212,3 +217,60 @@ def test_a_file_name_of_bytes_that_are_no_text_can_be_told(tmp_path: Path) -> No
     found = find_volumes(tmp_path)
     str(found.skipped[0]).encode()
     assert found.volumes[0].name.startswith("image-")
+
+
+def test_a_pipe_named_as_an_image_is_not_waited_for(tmp_path: Path) -> None:
+    import os
+
+    for name in ("a.dcm", "b.nii", "1.2.3"):
+        os.mkfifo(tmp_path / name)
+    make_dicom(tmp_path / "c.dcm", PIXELS)
+    found = find_volumes(tmp_path)
+    assert [volume.name for volume in found.volumes] == ["c"]
+    assert [s.reason for s in found.skipped] == ["is a pipe, socket or device, expected a file"] * 2
+
+
+def test_a_link_in_the_target_of_slices_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    make_dicom(tmp_path / "in" / "a.dcm", PIXELS)
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").symlink_to(victim)
+    write_pictures(tmp_path / "in", tmp_path / "out")
+    assert victim.read_text() == "mine"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+    assert not (tmp_path / "out" / "a.png").is_symlink()
+
+
+def _build_cache(folder: Path) -> list[str]:
+    found = cache_slices(
+        sorted((folder / "images").glob("*.dcm")),
+        label_folder=lambda _: folder / "labels",
+        fallback=folder / "fallback",
+        slices="all",
+    )
+    return sorted(path.name for path in found.labels)
+
+
+def test_two_processes_that_build_one_cache_find_the_same(tmp_path: Path) -> None:
+    for number in range(12):
+        make_dicom(tmp_path / "images" / f"{number:02d}.dcm", np.stack([PIXELS + number] * 3))
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        first, second = pool.map(_build_cache, [tmp_path] * 2)
+    assert first == second
+    assert len(first) == 36
+    folder = tmp_path / "labels.slices"
+    assert all(cv2.imread(str(path)) is not None for path in folder.glob("*.png"))
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", *first, "slices.json"]
+
+
+def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
+    make_dicom(tmp_path / "images" / "a.dcm", PIXELS)
+    _build_cache(tmp_path)
+    manifest = tmp_path / "labels.slices" / "slices.json"
+    (tmp_path / "secret.png").write_bytes((tmp_path / "labels.slices" / "a.png").read_bytes())
+    manifest.write_text(manifest.read_text().replace("a.png", "../secret.png"))
+    assert _build_cache(tmp_path) == ["a.png"]
+    for content in ("[", "[]", "[" * 5000, '{"version": 1, "files": 5}', '{"version": 1, "files": {"x": [1]}}'):
+        manifest.write_text(content)
+        assert _build_cache(tmp_path) == ["a.png"]

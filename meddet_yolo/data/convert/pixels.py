@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -87,19 +88,18 @@ def open_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         ValueError: If it cannot be read, with the reason but without the file's name.
     """
     try:
-        with path.open("rb") as file:
-            start = file.read(4)
-        if not start.startswith(_STARTS):
+        content = path.read_bytes()  # so that a part of a claimed length is no longer than the file
+        if not content.startswith(_STARTS):
             # Said here, for Pillow as Ultralytics patches it would install a plugin for what it does not know.
             raise ValueError("its first bytes are those of no known format")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pictures that are large, or oddly written
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(content)) as image:
                 check_picture(image.height, image.width, None, max_pixels)  # before it is decoded
                 image.load()
                 return image
     except Exception as error:  # Pillow's plugins raise all kinds
-        reason = str(error).replace(repr(str(path)), "it").replace(str(path), "it") or type(error).__name__
+        reason = str(error) or type(error).__name__
         raise ValueError(f"cannot be read as an image ({reason})") from error
 
 
