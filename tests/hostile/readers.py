@@ -284,6 +284,34 @@ def _read_checkpoint(path: Path) -> str | None:
     return None
 
 
+def _label_cache_seeds(folder: Path) -> list[Seed]:
+    import pickle
+
+    boxes = np.array([[0.5, 0.5, 0.1, 0.2]], np.float32)
+    label = {
+        "im_file": "a.png",
+        "shape": (32, 24),
+        "cls": np.zeros((1, 1), np.float32),
+        "bboxes": boxes,
+        "segments": [],
+    }
+    label |= {"keypoints": None, "normalized": True, "bbox_format": "xywh"}
+    cache = {"labels": [label], "hash": "ab" * 32, "results": (1, 0, 0, 0, 1), "msgs": [], "version": "1.0.3"}
+    target = io.BytesIO()
+    np.save(target, cache)
+    return [Seed(target.getvalue(), ".cache"), Seed(pickle.dumps(cache), ".cache")]
+
+
+def _read_label_cache(path: Path) -> str | None:
+    from ultralytics.data import utils
+
+    import meddet_yolo.registry
+
+    meddet_yolo.registry.register()
+    utils.load_dataset_cache_file(path)
+    return None
+
+
 _YAML = "path: .\ntrain: .\nval: .\ntest: [.]\nnames: {0: disc, 1: hernia}\n"
 _CSV = (
     "image,x0,y0,x1,y1,class,patient,split,width,height\na.png,1,2,9,12,disc,p1,train,24,32\na.png,,,,,,p2,val,24,32\n"
@@ -329,6 +357,7 @@ READERS: dict[str, Reader] = {
     "sidecar": Reader(
         _text(".json", json.dumps({**_HEADER, "sha256": "ab" * 32}, indent=1)), _read_sidecar, (ValueError,)
     ),
+    "label cache": Reader(_label_cache_seeds, _read_label_cache, (ValueError,)),
     "checkpoint": Reader(_checkpoint_seeds, _read_checkpoint, (ValueError, TypeError)),
 }
 

@@ -27,6 +27,7 @@ MANY = {
     "conversion": 300,
     "engine": 400,
     "sidecar": 400,
+    "label cache": 500,
     "checkpoint": 300,
 }
 FEW = {"dicom": 120, "nifti": 100, "picture": 60, "labels": 40, "data YAML": 40, "COCO": 40, "VOC": 40, "sidecar": 40}
@@ -53,7 +54,9 @@ def test_few_mutants() -> None:
     assert all(count.number["refused"] for count in counts.values())
 
 
-@pytest.mark.parametrize(("name", "number"), ONCE)
+@pytest.mark.parametrize(
+    ("name", "number"), [pytest.param(*c, marks=[pytest.mark.slow] * (c[0] == "checkpoint")) for c in ONCE]
+)
 def test_mutants_that_once_did_harm(name: str, number: int) -> None:
     assert_harmless(fuzz({name: 1}, first=number), {name: 1})
 
