@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TransferReport", "transfer_report", "wrap_load"]
 
+_STARTS_AT_ZERO = re.compile(r"\.act\.factor$|\.(one2one_)?nmode_(cls|reg)\.")  # beside a stock head's layers
 _CLASS_PREDICTION = re.compile(r"cv3\.\d+\.2\.(weight|bias)$")
 
 
@@ -125,12 +126,14 @@ def _source(weights: Any) -> Any:
 
 
 def _take_names(model: Any, weights: Any, report: TransferReport) -> None:
-    """Take over the class names with weights that lack nothing but the factors of nmODE², which start at 0.
+    """Take over the class names with weights that lack nothing but factors or gates of nmODE², which start at 0.
 
     Ultralytics does so only where they lack nothing at all.
     """
     names = getattr(_source(weights), "names", {})
-    complete = not (report.adapted or report.reshaped) and all(n.endswith(".act.factor") for n in report.missing)
+    complete = not (report.adapted or report.reshaped) and all(map(_STARTS_AT_ZERO.search, report.missing))
+    if report.missing and getattr(model.model[-1], "inject", None) == "conv":  # whose blocks change what is computed
+        return
     if complete and getattr(model, "names", None) == {i: str(i) for i in range(len(names))}:
         model.names = dict(names)
 

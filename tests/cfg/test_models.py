@@ -39,11 +39,11 @@ def test_differs_from_the_stock_model_in_the_head_alone(name: str) -> None:
         ours, stock = parse(name), parse(STOCK[name])
     added = {key: shape for key, shape in shapes(ours).items() if key not in shapes(stock)}
     assert {key: shape for key, shape in shapes(ours).items() if key not in added} == shapes(stock)
-    assert added and all(key.endswith(".act.factor") for key in added)
+    assert added and all("nmode_" in key for key in added)
     assert [type(m) for m in ours[:-1]] == [type(m) for m in stock[:-1]]
     assert [(m.i, m.f) for m in ours] == [(m.i, m.f) for m in stock]
     head = ours[-1]
-    assert type(head) is NmODE2Detect and head.branches == ("cls", "reg") and head.inject == "beside"
+    assert type(head) is NmODE2Detect and head.branches == ("cls", "reg") and head.inject == "gate"
     counts = [sum(p.numel() for p in layers.parameters()) for layers in (ours, stock)]
     text = (MODELS_DIR / f"{name}.yaml").read_text()
     assert f"# {counts[0]:,} parameters" in text and f" {counts[0] - counts[1]:,} " in text
@@ -81,8 +81,8 @@ def test_builds_by_bare_name_and_runs(name: str, tmp_path: Path, monkeypatch: py
     model = YOLO(f"{name}.yaml")
     stock = DetectionModel(layout(STOCK[name]), verbose=False)
     assert model.task == "detect"
-    factors = [p for n, p in model.model.named_parameters() if n.endswith(".act.factor")]
-    count = sum(p.numel() for p in stock.parameters()) + sum(p.numel() for p in factors)
+    gates = [p for n, p in model.model.named_parameters() if "nmode_" in n]
+    count = sum(p.numel() for p in stock.parameters()) + sum(p.numel() for p in gates)
     assert sum(p.numel() for p in model.model.parameters()) == count
     assert torch.equal(model.model.stride, torch.tensor([8.0, 16.0, 32.0]))
     assert model.model.yaml["yaml_file"] == f"{name}.yaml"  # and no path of this machine
@@ -98,7 +98,7 @@ def test_one_scale_a_file_and_options_spelt_out() -> None:
         assert list(config["scales"]) == [path.stem[-1]]
         _, repeats, layer, args = config["head"][-1]
         assert (layer, repeats) == ("NmODE2Detect", 1)
-        assert args[1] == {"branches": ["cls", "reg"], "inject": "beside", "t_end": 1.0, "solver": "closed"}
+        assert args[1] == {"branches": ["cls", "reg"], "inject": "gate", "t_end": 1.0, "solver": "closed"}
 
 
 # ---------------------------------------------------------------------------------------------------- exports

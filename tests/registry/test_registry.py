@@ -188,7 +188,7 @@ def test_the_model_table_shows_our_head(log: pytest.LogCaptureFixture) -> None:
     lines = [r.getMessage() for r in log.records]
     rows = [line for line in lines if "ultralytics.nn.modules" in line or "meddet_yolo" in line]
     assert len([line for line in lines if line[:3].strip().isdigit()]) == 24
-    assert "meddet_yolo.nn.heads.NmODE2Detect" in rows[-1] and "inject=beside" in rows[-1]
+    assert "meddet_yolo.nn.heads.NmODE2Detect" in rows[-1] and "inject=gate" in rows[-1]
     assert not any("head.Detect" in line for line in lines)
     assert not any("Assuming scale" in line for line in lines)
 
@@ -271,7 +271,10 @@ def test_stock_weights_load_completely(ours: str, stock: str, log: pytest.LogCap
     message = log.records[-1].getMessage()
     want, n = source.state_dict(), len(model.state_dict())
     assert message.startswith(f"MedDet: {len(want)}/{n} tensors transferred from the pretrained weights;")
-    assert all(torch.equal(v, want[k]) if k in want else (v == 0).all() for k, v in model.state_dict().items())
+    given = model.state_dict()
+    assert all(torch.equal(given[k], want[k]) for k in want)
+    gates = [v for k, v in given.items() if "nmode_" in k and k.endswith(".out.weight")]
+    assert gates and not any(v.any() for v in gates)  # closed: the model computes what the stock one does
     assert model.names == source.names  # as Ultralytics has it where the weights are complete
 
     config["head"][-1][3][1]["inject"] = "act"
@@ -306,7 +309,7 @@ def test_rows_matched_by_class_name_count_as_transferred_in_part() -> None:
     model.load(source, verbose=False)
     report = registry.transfer_report(model, {"ema": None, "model": source})
     assert len(report.adapted) == 12 and not report.reshaped
-    assert report.missing and all(name.endswith(".act.factor") for name in report.missing)
+    assert report.missing and all("nmode_" in name for name in report.missing)
     assert "model.23.cv3 (6), model.23.one2one_cv3 (6) in part" in str(report)
 
 
