@@ -38,10 +38,9 @@ class NmODE2Detect(Detect):
     the stock head does, to the last bit; the other two take the paper's figure at its word:
 
     - `inject="beside"`: SiLU(g) + c * f(g), with f(g) the standardised nmODE² of what the SiLU behind the last
-      convolution reads, and c a learnt factor a channel that starts at 0 (`NmODE2Beside`). The shipped model files
-      have this form.
+      convolution reads, and c a learnt factor a channel that starts at 0 (`NmODE2Beside`).
     - `inject="gate"`: x + W3((W2 x) * f(W1 x)) between the last convolution and the prediction layer, with W3 starting
-      at 0 (`NmODE2Gate`).
+      at 0 (`NmODE2Gate`). The shipped model files have this form.
     - `inject="act"`: nmODE² takes the place of the SiLU behind the last convolution of the branch. That convolution and
       its normalisation are then the `W x + b` of the ODE. No parameter is added, so stock weights of the same layout
       load completely.
