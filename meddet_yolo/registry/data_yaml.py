@@ -1,4 +1,4 @@
-"""The `download:` block of a data YAML, which Ultralytics runs as Python or in bash when images are missing."""
+"""What data YAMLs are refused for: a `download:`, which Ultralytics runs as code, and classes that are not numbered."""
 
 from __future__ import annotations
 
@@ -16,27 +16,40 @@ def wrap_check_det_dataset(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def check_det_dataset(dataset: Any, autodownload: bool = True, split: str = "") -> dict[str, Any]:
-        if is_trusted():
-            return dict(original(dataset, autodownload, split))
         try:
-            return dict(original(dataset, False, split))
+            return dict(original(dataset, autodownload and is_trusted(), split))
         except FileNotFoundError as error:
-            if autodownload and _has_download(dataset):
+            if autodownload and not is_trusted() and _content(dataset).get("download"):
                 missing = str(error).strip().partition("\n")[0]
                 raise FileNotFoundError(
                     f"{missing}; its YAML has a `download:`, which could run any code: read it, then pass trust=true, "
                     "or fetch the images yourself"
                 ) from error
             raise
+        except (TypeError, ValueError) as error:
+            names = _content(dataset).get("names")
+            strange = [key for key in names if not _is_number(key)] if isinstance(names, dict) else []
+            if not strange:
+                raise
+            raise ValueError(
+                f"{dataset}: `names` has the key {strange[0]!r}, expected a number for each class, from 0"
+            ) from error
 
     return check_det_dataset
 
 
-def _has_download(dataset: Any) -> bool:
+def _is_number(key: Any) -> bool:
+    try:
+        return int(key) == float(key)
+    except (TypeError, ValueError):
+        return False
+
+
+def _content(dataset: Any) -> dict[str, Any]:
     from ultralytics.utils import YAML
     from ultralytics.utils.checks import check_file
 
     try:
-        return bool(YAML.load(check_file(str(dataset))).get("download"))
-    except (OSError, AttributeError):  # an archive or a folder, which Ultralytics has looked into
-        return False
+        return dict(YAML.load(check_file(str(dataset))))
+    except (OSError, TypeError, ValueError):  # an archive or a folder, which Ultralytics has looked into
+        return {}

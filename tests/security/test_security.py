@@ -47,9 +47,15 @@ def test_a_hostile_file_is_refused_in_one_line(bench: Bench, case: Case) -> None
     assert not bench.proof.exists(), "it ran"
     assert code != 0
     assert len(line.splitlines()) == 1 and case.says in line
+    if not os.environ.get("MEDDET_WRITE_CASES"):
+        assert case.row(ANSWERS[case.name]) in cases.table_in_document(), "the table in docs/security.md is another"
     if not case.command.startswith("benchmark"):  # which reports what failed
         new = [path for path in sorted(bench.folder.rglob("*")) if path not in before]
         assert [path.suffix for path in new] in ([], [".cache"]), "a refused run leaves nothing"
+
+
+def test_the_table_has_a_row_for_each_case() -> None:
+    assert len(cases.table_in_document().strip().splitlines()) == len(cases.HEADER.strip().splitlines()) + len(CASES)
 
 
 def test_the_table_is_what_the_commands_answer() -> None:
