@@ -23,7 +23,7 @@ from meddet_yolo.evaluate.measuring import (
     patients_of,
     scores_of,
 )
-from meddet_yolo.evaluate.noise import short_names
+from meddet_yolo.evaluate.noise import STRENGTHS, NoiseResult, noise_robustness, short_names
 from meddet_yolo.evaluate.page.page import write_page
 from meddet_yolo.evaluate.pool import Pool
 from meddet_yolo.evaluate.recalibration import FITS, hits_of, recalibrated
@@ -61,6 +61,8 @@ def evaluate(
     patient: str | None = None,
     subgroups: str | Sequence[str] | None = None,
     require: str | Sequence[str] | None = None,
+    noise: str | Sequence[str] | None = None,
+    sigma: float | Sequence[float] = STRENGTHS,
     rounds: int = 1000,
     seed: int = 0,
     level: float = 0.95,
@@ -96,6 +98,8 @@ def evaluate(
         subgroups: Columns of `table`; the headline scores are given for each of their values.
         require: What has to hold, such as "sensitivity@1fp>=0.85": of the first model, the lower bound of the interval
             must not be below the number (with <=, the upper bound not above it).
+        noise: Kinds of MRI noise under which checkpoints are measured, too, as by `noise_robustness`; none by default.
+        sigma: Strengths of the noise.
         rounds: Resamples.
         seed: Their seed.
         level: Confidence of the intervals.
@@ -127,6 +131,8 @@ def evaluate(
         raise ValueError("store=true has nothing to store: add recalibrate=temperature or recalibrate=isotonic")
     if store and (bad := [s for s in sources if _is_detections(s) or format_of(s) is None]):
         raise ValueError(f"store=true: {bad[0]} is no exported model with a sidecar: export it first")
+    if noise is not None and (bad := [s for s in sources if s.suffix != ".pt"]):
+        raise ValueError(f"noise= needs checkpoints, which can be run on noisy images, got {bad[0]}")
     requirements = [_requirement(text) for text in as_list(require)]
     chosen_measures = [str(m) for m in as_list(measures)] or list(MEASURES)
     for name in chosen_measures:
@@ -142,6 +148,11 @@ def evaluate(
     common = {"hit": hit, "iou": iou}
     groups = patients_of(truth)
     how: dict[str, Any] = {"rounds": rounds, "seed": seed, "level": level}
+
+    noisy: tuple[NoiseResult, ...] = ()
+    if noise is not None:
+        where = {"split": split, "save_dir": str(folder / "noise"), **options}
+        noisy = noise_robustness(sources, data, noise=noise, sigma=sigma, seed=seed, **where).results
 
     judged: list[Judged] = []
     results: list[ModelResult] = []
@@ -196,6 +207,7 @@ def evaluate(
         models=tuple(results),
         comparisons=compare_with_first(judged, truth, chosen_measures, common, groups, how),
         subgroups=judge_subgroups(judged, truth, table, columns, chosen_measures, common, how),
+        noise=noisy,
         headline=headline,
         settings={"split": split, **common, **how, "measures": chosen_measures, **options},
         unmet=tuple(unmet),

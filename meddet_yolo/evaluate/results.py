@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from meddet_yolo.evaluate.noise import MEASURES as NOISE_MEASURES
+from meddet_yolo.evaluate.noise import NoiseResult
 from meddet_yolo.evaluate.statistics import Interval
 from meddet_yolo.evaluate.thresholds import Threshold
 
@@ -96,6 +98,7 @@ class Evaluation:
         models: One for each model.
         comparisons: Each further model against the first.
         subgroups: By column and value.
+        noise: Accuracy under noise of rising strength, by kind, model and strength; empty where it was not asked for.
         headline: Names of the scores that sum up each measure.
         settings: What a reader needs to repeat it.
         unmet: Requirements that are not met, in words.
@@ -111,6 +114,7 @@ class Evaluation:
     models: tuple[ModelResult, ...]
     comparisons: tuple[Comparison, ...] = ()
     subgroups: tuple[Subgroup, ...] = ()
+    noise: tuple[NoiseResult, ...] = ()
     headline: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     unmet: tuple[str, ...] = ()
@@ -196,6 +200,12 @@ def as_markdown(result: Evaluation) -> str:
         ]  # fmt: skip
         head = ("column", "value", "images", "patients", "boxes", "model", "score", "value")
         parts += ["## Subgroups", _table(head, lines)]
+    if result.noise:
+        told = [
+            (r.noise, r.model, f"{r.sigma:g}", *(f"{getattr(r, m):.3f}" for m in NOISE_MEASURES)) for r in result.noise
+        ]
+        parts += ["## Under noise", "As `meddet val` measures: see docs/mri-noise.md. No intervals."]
+        parts += [_table(("noise", "model", "strength", *NOISE_MEASURES.values()), told)]
     every = [key for key in result.models[0].scores if key not in result.headline]
     parts += ["## All scores", _table(("score", *names), _rows(result, every))]
     parts += [f"Definitions: docs/evaluate.md. {_RESEARCH}"]

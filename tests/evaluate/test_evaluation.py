@@ -166,6 +166,7 @@ def test_subgroups_have_counts_and_scores_of_their_own(data):
         ({"recalibrate": "isotonic", "choose_on": "test"}, "tells nothing: give a number"),
         ({"store": True}, "store=true has nothing to store"),
         ({"store": True, "recalibrate": "isotonic"}, "is no exported model with a sidecar"),
+        ({"noise": "rician"}, "noise= needs checkpoints"),
         ({"hit": "touch"}, "hit=touch is unknown"),
         ({"model": []}, "model= names no model"),
     ],
@@ -322,3 +323,17 @@ def test_a_stored_recalibration_is_applied_by_evaluation_and_runner(tiny_data, t
     assert str(again.models[0].scores["D-ECE"]) == str(fitted.models[0].scores["D-ECE"])
     with open_runner(file) as runner:
         assert runner.recalibration == stored(file) is not None
+
+
+def test_noise_is_joined_in_and_without_it_accuracy_is_vals(tiny_data, tiny_teachers, tmp_path):
+    from meddet_yolo.evaluate.noise import noise_robustness
+
+    options = {"noise": "rician", "sigma": [0, 0.2], "imgsz": 64, "workers": 0, "device": "cpu"}
+    result = evaluate(tiny_teachers[0], tiny_data, out=tmp_path / "out", rounds=3, measures="counts", **options)
+    alone = noise_robustness(tiny_teachers[0], tiny_data, save_dir=str(tmp_path / "alone"), **options)
+    assert [(r.noise, r.sigma) for r in result.noise] == [("rician", 0.0), ("rician", 0.2)]
+    assert [r.map50_95 for r in result.noise] == [r.map50_95 for r in alone.results]
+    told = json.loads((tmp_path / "out" / "evaluation.json").read_text())["noise"]
+    assert told[1]["sigma"] == 0.2 and (tmp_path / "out" / "noise" / "noise.csv").is_file()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert 'id="noise-0"' in page and "## Under noise" in (tmp_path / "out" / "evaluation.md").read_text()

@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from meddet_yolo.evaluate.detections import TruthSet
+from meddet_yolo.evaluate.noise import UNITS
 from meddet_yolo.evaluate.page.cards import INTENDED_USE, LIMITS, data_card, readme
 from meddet_yolo.evaluate.page.gallery import choose_cases, gallery
 from meddet_yolo.evaluate.page.operating import count_table, curves, slider_thresholds
@@ -138,6 +139,7 @@ def page_data(result: Evaluation, pools: Sequence[Pool]) -> dict[str, Any]:
             }
             for model, pool in zip(result.models, pools, strict=True)
         ],
+        "noise": _noise(result),
         "sizes": _sizes(result.models[0]),
         "subgroups": [
             {
@@ -168,6 +170,22 @@ def _reliability(model: ModelResult, names: Sequence[str]) -> list[dict[str, Any
         return None
     table = details["classes"]
     return [{**table[name], "edges": details["edges"]} for name in ("all", *names)]
+
+
+def _noise(result: Evaluation) -> list[dict[str, Any]]:
+    """Return mAP50-95 against strength for each kind of noise and, in the models' order, each model."""
+    kinds = list(dict.fromkeys(r.noise for r in result.noise))
+    return [
+        {
+            "kind": kind,
+            "unit": UNITS[kind],
+            "lines": [
+                [(r.sigma, r.map50_95) for r in result.noise if (r.noise, r.model) == (kind, model.name)]
+                for model in result.models
+            ],
+        }
+        for kind in kinds
+    ]
 
 
 def _sizes(model: ModelResult) -> list[dict[str, str]] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from meddet_yolo.evaluate.detection_files import read_detections
 from meddet_yolo.evaluate.detections import align
 from meddet_yolo.evaluate.ground_truth import truth_of
 from meddet_yolo.evaluate.measures import measure
+from meddet_yolo.evaluate.noise import NoiseResult
+from meddet_yolo.evaluate.page.page import write_page
 from meddet_yolo.evaluate.pool import Pool
 from meddet_yolo.evaluate.results import Evaluation
 
@@ -164,3 +167,21 @@ def test_it_fits_a_phone(page):
 @pytest.mark.parametrize("value", [0.0625, 0.1875, 0.0005, 0.9375, 2.5, 0.1, 1 / 3, 0.0, 1.0, 12.0625, -0.0625])
 def test_numbers_are_rounded_as_in_python(page, value):
     assert page.execute_script(f"return fixed({value!r})") == f"{value:.3f}"
+
+
+def test_accuracy_under_noise_is_drawn_for_every_model(browser, judged, small, tmp_path):
+    noisy = tuple(
+        NoiseResult(model=m.name, noise="rician", sigma=s, map50_95=0.5 - s, map50=0.8, recall=0.7)
+        for m in judged.models
+        for s in (0.0, 0.1, 0.2)
+    )
+    file = write_page(replace(judged, noise=noisy), truth_of(small), pools(judged, small), tmp_path)
+    browser.get_log("browser")
+    browser.get(file.as_uri())
+    dots = browser.execute_script(
+        "const at = (c) => ['cx', 'cy'].map((key) => Number(c.getAttribute(key)));"
+        "return [...document.querySelectorAll('#noise-0 circle')].map(at)"
+    )
+    assert len(dots) == 6 and dots[:3] == dots[3:] and dots[0][0] < dots[1][0] < dots[2][0]
+    assert dots[1][1] - dots[0][1] == pytest.approx(dots[2][1] - dots[1][1]) and dots[1][1] > dots[0][1]
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]

@@ -31,7 +31,7 @@ function fixed(value, digits = 3) {
 const share = (part, whole) => (whole ? part / whole : null);
 
 // A plot with x and y from 0 to 1 unless told otherwise; returns where to draw, and the two scales.
-function plot(host, { label, x, y, xTicks, logarithmic }) {
+function plot(host, { label, x, y, xTicks, logarithmic, written = (v) => v.toFixed(1) }) {
   const width = Math.max(240, host.clientWidth), height = Math.round(Math.min(width * 0.82, 340));
   const left = 38, right = 10, top = 24, bottom = 38;
   host.replaceChildren();
@@ -49,7 +49,7 @@ function plot(host, { label, x, y, xTicks, logarithmic }) {
   }
   for (const v of ticks) {
     drawn(svg, "line", { class: "grid", x1: X(v), x2: X(v), y1: top, y2: height - bottom });
-    const shown = logarithmic ? (v < 1 ? `1/${Math.round(1 / v)}` : `${v}`) : v.toFixed(1);
+    const shown = logarithmic ? (v < 1 ? `1/${Math.round(1 / v)}` : `${v}`) : written(v);
     drawn(svg, "text", { x: X(v), y: height - bottom + 15, "text-anchor": "middle" }, shown);
   }
   drawn(svg, "line", { class: "axis", x1: left, x2: width - right, y1: Y(0), y2: Y(0) });

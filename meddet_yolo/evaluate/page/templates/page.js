@@ -76,6 +76,23 @@ function drawReliability() {
   charts.reliability = { ...chart, bins, rule: drawn(chart.svg, "line", { class: "rule", y1: chart.top, y2: chart.bottom }) };
 }
 
+function drawNoise() {
+  data.noise.forEach((one, i) => {
+    const strengths = one.lines[0].map(([sigma]) => sigma);
+    if (strengths.length < 2) strengths.unshift(0);
+    const chart = plot($(`noise-${i}`), { label: `Accuracy under ${one.kind} noise`, x: one.unit, y: "mAP50-95", xTicks: strengths, written: String });
+    one.lines.forEach((line, number) => {
+      const group = drawn(chart.svg, "g", { "data-colour": number % 4 });
+      const places = line.map(([x, y]) => [chart.X(x), chart.Y(y)]);
+      drawn(group, "path", { class: "curve", d: path(places) });
+      places.forEach(([cx, cy], j) => {
+        const dot = drawn(group, "circle", { class: "bin", cx, cy, r: 4 });
+        drawn(dot, "title", {}, `${data.models[number].name}: ${fixed(line[j][1])} at ${line[j][0]}`);
+      });
+    });
+  });
+}
+
 function updateCharts() {
   for (const chart of [charts.froc, charts.pr]) {
     data.models.forEach((model, number) => {
@@ -204,6 +221,7 @@ function move(position) {
 function drawAll() {
   drawCurves();
   drawReliability();
+  drawNoise();
   updateCharts();
 }
 
