@@ -19,6 +19,11 @@ METHODS: dict[str, str] = {
     "meddet": "meddet_yolo.distill.methods.meddet:MedDet",
     "l2": "meddet_yolo.distill.methods.l2:ScoreWeightedL2",
     "response": "meddet_yolo.distill.methods.response:Response",
+    "cwd": "meddet_yolo.distill.methods.cwd:CWD",
+    "pkd": "meddet_yolo.distill.methods.pkd:PKD",
+    "mgd": "meddet_yolo.distill.methods.mgd:MGD",
+    "bckd": "meddet_yolo.distill.methods.bckd:BCKD",
+    "fgd": "meddet_yolo.distill.methods.fgd:FGD",
 }
 """Where each method's class is, by the name that `distill=` takes."""
 

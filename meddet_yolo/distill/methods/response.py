@@ -48,9 +48,9 @@ class Response(DistillMethod):
         L_cls = sum_a sum_c BCE(s, t) |sigmoid(s) - t| / n,    n = sum_a w_a
         L_box = sum_{a: w > threshold} w (7.5 (1 - CIoU) + 1.5 mean over 4 sides of KL(t || s)) / n
 
-    and the loss is L_cls + L_box. L_cls is the quality focal loss with exponent 1 (Li et al., GFL, NeurIPS 2020, eq. 5)
-    with soft labels, the divergence that of localization distillation at temperature 1 (Zheng et al., LD, CVPR 2022,
-    eq. 2), the gains those of Ultralytics; weighting by the teachers' score is our own decision. Where the student has
+    and the loss is L_cls + L_box. L_cls is the quality focal loss with exponent 1 (Li et al., GFL, NeurIPS 2020)
+    with soft labels, the divergence that of localization distillation at temperature 1 (Zheng et al., LD, CVPR
+    2022), the gains those of Ultralytics; weighting by the teachers' score is our own decision. Where the student has
     no distributions, the mean error of the distances over their mean stands for the divergence (our own decision).
     Teachers without distributions, or with others, have theirs made of their distances, or rebinned.
 

@@ -11,18 +11,7 @@ from hypothesis import strategies as st
 
 from meddet_yolo.distill.method import DetectorOutput
 from meddet_yolo.distill.methods.response import Response, ResponseOptions
-from tests.distill.methods._outputs import no_head, output, spec
-
-
-def sides_of(boxes: torch.Tensor, b: int, a: int, bins: int) -> tuple[list[float], list[list[float]]]:
-    """Distances and distributions at an anchor."""
-    means, shares = [], []
-    for side in range(4):
-        given_logits = [boxes[b, side * bins + k, a].item() for k in range(bins)]
-        total = sum(math.exp(z) for z in given_logits)
-        shares.append([math.exp(z) / total for z in given_logits])
-        means.append(sum(k * p for k, p in enumerate(shares[-1])) if bins > 1 else given_logits[0])
-    return means, shares
+from tests.distill.methods._outputs import no_head, output, sides_of, spec
 
 
 def ciou(one: list[float], other: list[float]) -> float:
