@@ -24,6 +24,7 @@ METHODS: dict[str, str] = {
     "mgd": "meddet_yolo.distill.methods.mgd:MGD",
     "bckd": "meddet_yolo.distill.methods.bckd:BCKD",
     "fgd": "meddet_yolo.distill.methods.fgd:FGD",
+    "ld": "meddet_yolo.distill.methods.ld:LD",
 }
 """Where each method's class is, by the name that `distill=` takes."""
 
