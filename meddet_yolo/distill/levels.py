@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from meddet_yolo.distill.method import DetectorSpec
 
-__all__ = ["match_levels", "match_teacher"]
+__all__ = ["match_levels", "match_teacher", "unmatched_levels"]
 
 
 def match_teacher(student: DetectorSpec, teacher: DetectorSpec) -> list[int]:
@@ -60,3 +61,26 @@ def match_levels(student_strides: Sequence[float], teacher_strides: Sequence[flo
             )
         indices.append(index)
     return indices
+
+
+def unmatched_levels(student_strides: Sequence[float], teacher_strides: Sequence[float]) -> list[int]:
+    """Find the levels of the teacher that no level of the student learns from.
+
+    Args:
+        student_strides: As in `match_levels`.
+        teacher_strides: As in `match_levels`.
+
+    Returns:
+        Indices into `teacher_strides`, rising.
+
+    Examples:
+        >>> unmatched_levels([8, 16, 32], [4, 8, 16, 32, 64])
+        [0, 4]
+        >>> unmatched_levels([8, 128], [8, 16])
+        [1]
+    """
+    matched: set[int] = set()
+    for stride in student_strides:
+        with suppress(ValueError):  # without a counterpart, it matches nothing
+            matched.update(match_levels([stride], teacher_strides))
+    return [index for index in range(len(teacher_strides)) if index not in matched]

@@ -27,6 +27,7 @@ from meddet_yolo.data.shipped import find_data
 from meddet_yolo.distill.classes import match_classes
 from meddet_yolo.distill.config import DistillConfig
 from meddet_yolo.distill.inherit import best_fit, inherit
+from meddet_yolo.distill.levels import unmatched_levels
 from meddet_yolo.distill.session import DistillSession
 from meddet_yolo.distill.teachers import Teacher, detector_spec
 from meddet_yolo.evaluate.validator import MedDetValidator
@@ -124,7 +125,7 @@ class DistillTrainer(DetectionTrainer):
         if self.teachers and not self.ddp:
             self.add_callback("on_pretrain_routine_end", _extend_criterion)
             self.add_callback("on_train_epoch_start", _start_epoch)
-            self.callbacks["on_train_epoch_end"].insert(0, _report_epoch)  # under the progress line, above loggers
+            self.add_callback("on_train_epoch_end", _report_epoch)
 
     # Arguments ------------------------------------------------------------------------------------------------------
 
@@ -289,7 +290,9 @@ class DistillTrainer(DetectionTrainer):
                 seen = teacher.spec_at(self.args.imgsz)
                 pairs = zip(seen.channels, seen.strides, strict=True)
                 maps = ", ".join(f"{channels}@/{stride:g}" for channels, stride in pairs)
-                LOGGER.info(f"{colorstr('teacher:')} {seen.name} ({maps}), {teacher.use(self.data['names'])}")
+                unused = [f"/{seen.strides[i]:g}" for i in unmatched_levels(spec.strides, seen.strides)]
+                rest = f", no level of the student matches {', '.join(unused)}" if unused else ""
+                LOGGER.info(f"{colorstr('teacher:')} {seen.name} ({maps}){rest}, {teacher.use(self.data['names'])}")
         return session
 
     def _model_train(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meddet_yolo.distill.levels import match_levels
+from meddet_yolo.distill.levels import match_levels, unmatched_levels
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,16 @@ def test_match_levels(student, teacher, expected):
 def test_levels_that_cannot_be_matched(student, teacher, message):
     with pytest.raises(ValueError, match=message):
         match_levels(student, teacher)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [
+        ([8, 16, 32], [8, 16, 32], []),
+        ([8, 16, 32], [8, 16, 32, 64, 128], [3, 4]),
+        ([8, 16, 32, 64], [8, 16, 32], []),  # the coarsest teaches two
+        ([64], [8], [0]),
+    ],
+)
+def test_levels_that_teach_nothing(student, teacher, expected):
+    assert unmatched_levels(student, teacher) == expected

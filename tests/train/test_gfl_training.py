@@ -107,7 +107,7 @@ def test_distils_on_five_levels_and_resumes(teacher: Path, tiny_data: Path, tmp_
 
 @pytest.mark.parametrize(("student", "levels"), [("meddet11-n", 3), ("gfl-shufflenetv2", 5)])
 def test_guard_of_the_head_works_with_both_families(
-    student: str, levels: int, teacher: Path, tiny_data: Path, tmp_path: Path
+    student: str, levels: int, teacher: Path, tiny_data: Path, tmp_path: Path, messages: list[str]
 ) -> None:
     """A YOLO student of a GFL teacher, and the guard that asks the student's own head and loss."""
     model = MedDet(f"{student}.yaml")
@@ -116,6 +116,8 @@ def test_guard_of_the_head_works_with_both_families(
     (row,) = rows(tmp_path / "run")
     assert float(row["train/guard_loss"]) > 0
     assert sum(k.strip().startswith("distill/w_p") for k in row) == levels
+    (line,) = (message for message in messages if "teacher:" in message)
+    assert ("no level of the student matches /4, /64," in line) == (levels == 3)
 
 
 def test_the_stock_trainer_trains_it_too(tiny_data: Path, tmp_path: Path) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import LOGGER
 
 from meddet_yolo import DistillTrainer, MedDet, load_detector
 from meddet_yolo.distill.inherit import InheritError, inherit
@@ -29,16 +26,6 @@ def settings(tiny_data: Path, tmp_path: Path) -> dict[str, Any]:
 @pytest.fixture
 def teachers(tiny_teachers: list[Path]) -> list[str]:
     return [str(path) for path in tiny_teachers]  # a YOLOv8 and a YOLO11, the latter wider than the student
-
-
-@pytest.fixture
-def messages() -> Iterator[list[str]]:
-    lines: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    LOGGER.addHandler(handler)
-    yield lines
-    LOGGER.removeHandler(handler)
 
 
 def started(settings: dict[str, Any], **extra: Any) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
+from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.checks import check_yaml
 
 from meddet_yolo.cli import main
@@ -45,21 +45,8 @@ def train(tiny_data: Path, tmp_path: Path) -> Train:
     return run
 
 
-@pytest.fixture
-def logged() -> Any:
-    """Lines of Ultralytics' logger."""
-    import logging
-
-    lines: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    LOGGER.addHandler(handler)
-    yield lines
-    LOGGER.removeHandler(handler)
-
-
-def line_of(logged: list[str], name: str) -> str:
-    return next(line for line in logged if "teacher:" in line and name in line)
+def line_of(messages: list[str], name: str) -> str:
+    return next(line for line in messages if "teacher:" in line and name in line)
 
 
 def student_is_plain(tmp_path: Path) -> bool:
@@ -67,20 +54,20 @@ def student_is_plain(tmp_path: Path) -> bool:
     return {type(m).__module__.partition(".")[0] for m in model.modules()} <= {"torch", "ultralytics", "meddet_yolo"}
 
 
-def test_eight_other_classes_teach_with_features(train: Train, tmp_path: Path, logged: list[str]) -> None:
+def test_eight_other_classes_teach_with_features(train: Train, tmp_path: Path, messages: list[str]) -> None:
     teacher = tiny_checkpoint(tmp_path / "eight.pt", EIGHT)
     assert train(teachers=teacher) == 0
-    assert "features only: has other classes (circle, square" in line_of(logged, "eight.pt")
+    assert "features only: has other classes (circle, square" in line_of(messages, "eight.pt")
     assert student_is_plain(tmp_path)
 
 
 def test_eight_classes_teach_with_predictions_where_they_are_mapped(
-    train: Train, tmp_path: Path, logged: list[str], tiny_data: Path
+    train: Train, tmp_path: Path, messages: list[str], tiny_data: Path
 ) -> None:
     name = YAML.load(tiny_data)["names"][0]
     teacher = tiny_checkpoint(tmp_path / "eight.pt", EIGHT)
     assert train(teachers=teacher, distill="l2", teacher_classes="{disc:0,7:0}") == 0
-    assert f"disc or arrow for {name}, nothing for" in line_of(logged, "eight.pt")
+    assert f"disc or arrow for {name}, nothing for" in line_of(messages, "eight.pt")
     saved = YAML.load(tmp_path / "runs" / "run" / "args.yaml")
     assert saved["teacher_classes"] == "{disc:0,7:0}"
 

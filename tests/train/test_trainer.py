@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import logging
 import math
 import os
 import shutil
@@ -20,7 +19,6 @@ import torch
 from torch import Tensor
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
 from meddet_yolo import DistillTrainer, MedDet
@@ -53,17 +51,6 @@ def settings(tmp_path: Path, tiny_data: Path) -> Settings:
 @pytest.fixture
 def teachers(tiny_teachers: list[Path]) -> list[str]:
     return [str(path) for path in tiny_teachers]
-
-
-@pytest.fixture
-def messages() -> Any:
-    """Collect what Ultralytics' logger says; it does not propagate to pytest's own collector."""
-    lines: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    LOGGER.addHandler(handler)
-    yield lines
-    LOGGER.removeHandler(handler)
 
 
 def prepared(settings: Settings, **extra: Any) -> DistillTrainer:
