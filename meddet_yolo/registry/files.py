@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from meddet_yolo.registry.layers import LAYER_NAMES, names_our_layers
+from meddet_yolo.registry.layers import LAYERS, names_our_layers
 from meddet_yolo.registry.model_yaml import check_model_yaml
 
 __all__ = ["resolve_model_yaml", "wrap_yaml_model_load"]
@@ -27,7 +27,7 @@ def wrap_yaml_model_load(original: Callable[..., Any]) -> Callable[..., Any]:
             d = original(shipped or path)
         except (TypeError, AttributeError) as error:
             raise ValueError(f"{path} holds no model: expected `nc`, `backbone` and `head`") from error
-        check_model_yaml(d, names, LAYER_NAMES)
+        check_model_yaml(d, names, LAYERS)
         if shipped:
             d["yaml_file"] = str(path)  # as given: checkpoints should not hold paths of this machine
         scales = d.get("scales")

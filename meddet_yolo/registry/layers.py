@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from meddet_yolo.registry.model_yaml import check_model_yaml
@@ -19,41 +20,13 @@ from meddet_yolo.registry.model_yaml import check_model_yaml
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["LAYER_NAMES", "names_our_layers", "wrap_parse_model"]
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """What the parser has to know of a layer of ours.
-
-    Attributes:
-        stand_in: Stock layer that is built in its place first, so that Ultralytics counts channels and links rows.
-        form: The arguments of a row, for messages.
-        most: Number of arguments before the options, at most.
-        keeps_arguments: Whether the stand-in takes the same arguments; otherwise it takes none.
-    """
-
-    stand_in: str
-    form: str
-    most: int
-    keeps_arguments: bool = True
-
-
-_KINDS = {
-    "NmODE2Detect": _Kind("Detect", "[nc, {options}]", 1),
-    "NmODE2Block": _Kind("Conv", "[channels, kernel=1, stride=1, {options}]", 3),
-    "Backbone": _Kind("nn.Identity", "[name, {options}]", 1, keeps_arguments=False),
-    "FPN": _Kind("nn.Identity", "[channels, {options}]", 1, keeps_arguments=False),
-    "GFLDetect": _Kind("Detect", "[nc, {options}]", 1),
-}
-_REPEATABLE = {"NmODE2Block"}
-LAYER_NAMES = frozenset(_KINDS)
+__all__ = ["LAYERS", "import_layers", "names_our_layers", "wrap_parse_model"]
 
 
 def names_our_layers(d: Mapping[str, Any]) -> bool:
     """Return whether a model YAML names a layer of ours."""
     rows = [row for part in ("backbone", "head") if isinstance(d.get(part), list) for row in d[part]]
-    return any(isinstance(row, list) and len(row) > 2 and str(row[2]) in _KINDS for row in rows)
+    return any(isinstance(row, list) and len(row) > 2 and str(row[2]) in LAYERS for row in rows)
 
 
 def wrap_parse_model(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,9 +35,9 @@ def wrap_parse_model(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def parse_model(d: dict[str, Any], ch: int, verbose: bool = True) -> tuple[nn.Sequential, list[int]]:
-        check_model_yaml(d, names, LAYER_NAMES)
+        check_model_yaml(d, names, LAYERS)
         rows = [*d["backbone"], *d["head"]]
-        ours = {i: _Row.read(i, row) for i, row in enumerate(rows) if row[2] in _KINDS}
+        ours = {i: _Row.read(i, row) for i, row in enumerate(rows) if row[2] in LAYERS}
         if not ours:
             return original(d, ch, verbose)
         rows = [ours[i].lowered() if i in ours else deepcopy(row) for i, row in enumerate(rows)]
@@ -104,13 +77,12 @@ class _Row:
         return f"row {self.index} of the model YAML ({self.name})"
 
     def check(self) -> None:
-        kind = _KINDS[self.name]
-        if not 1 <= len(self.args) <= kind.most or any(isinstance(a, Mapping) for a in self.args):
-            raise ValueError(f"{self.where}: arguments {[*self.args, self.options]} are not of the form {kind.form}")
-        if self.name not in _REPEATABLE and self.repeats != 1:
-            what = "a head" if "Detect" in self.name else f"a {self.name}"
-            raise ValueError(f"{self.where}: {what} cannot be repeated, got {self.repeats} repeats, expected 1")
-        known = _options(self.name)
+        layer = LAYERS[self.name]
+        if not 1 <= len(self.args) <= layer.most or any(isinstance(a, Mapping) for a in self.args):
+            raise ValueError(f"{self.where}: arguments {[*self.args, self.options]} are not of the form {layer.form}")
+        if not layer.repeatable and self.repeats != 1:
+            raise ValueError(f"{self.where}: cannot be repeated, got {self.repeats} repeats, expected 1")
+        known = layer.options()
         for key in self.options:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, 1, 0.0)[0]
@@ -118,8 +90,8 @@ class _Row:
 
     def lowered(self) -> list[Any]:
         """Return the stock row that stands in for this one while Ultralytics builds the model."""
-        kind = _KINDS[self.name]
-        return [self.source, self.repeats, kind.stand_in, list(self.args) if kind.keeps_arguments else []]
+        layer = LAYERS[self.name]
+        return [self.source, self.repeats, layer.stand_in, list(self.args) if layer.keeps_arguments else []]
 
     def build(self, layers: Sequence[Any], ch: int) -> nn.Module:
         """Make our layer and give it the attributes by which Ultralytics routes features.
@@ -130,7 +102,7 @@ class _Row:
         """
         stock = layers[self.index]
         index, source = stock.i, stock.f
-        layer: Any = _BUILDERS[self.name](self, stock, layers, ch)
+        layer: Any = LAYERS[self.name].build(self, stock, layers, ch)
         layer.i, layer.f = index, source
         layer.np = sum(p.numel() for p in layer.parameters())
         ours = type(layer[0] if self.repeats > 1 else layer)
@@ -192,27 +164,86 @@ def _gfl_detect(row: _Row, stock: Any, layers: Sequence[Any], ch: int) -> nn.Mod
         raise ValueError(f"{row.where}: {error}") from error
 
 
-_BUILDERS: dict[str, Callable[[_Row, Any, Sequence[Any], int], Any]] = {
-    "NmODE2Detect": _nmode2_detect,
-    "NmODE2Block": _nmode2_block,
-    "Backbone": _backbone,
-    "FPN": _fpn,
-    "GFLDetect": _gfl_detect,
-}
+@dataclass(frozen=True)
+class _Layer:
+    """What is to be known of a layer of ours.
+
+    Attributes:
+        module: The module that defines it.
+        stand_in: Stock layer that is built in its place first, so that Ultralytics counts channels and links rows.
+        form: The arguments of a row, for messages.
+        build: Makes it, given its row, the stand-in, the model's layers and the channels of the images.
+        options: Names of its options.
+        most: Number of arguments before the options, at most.
+        keeps_arguments: Whether the stand-in takes the same arguments; otherwise it takes none.
+        repeatable: Whether a row may hold several.
+    """
+
+    module: str
+    stand_in: str
+    form: str
+    build: Callable[[_Row, Any, Sequence[Any], int], Any]
+    options: Callable[[], frozenset[str]]
+    most: int = 1
+    keeps_arguments: bool = True
+    repeatable: bool = False
 
 
-def _options(name: str) -> frozenset[str]:
-    """Return the options that a layer of ours takes in a model YAML."""
-    if name == "Backbone":
-        return frozenset({"pretrained", "frozen_bn"})
-    if name == "FPN":
-        return frozenset({"levels"})
+def _ode_options(*more: str) -> frozenset[str]:
+    """Return the options of nmODE² and those that a layer has besides."""
     from meddet_yolo.nn.nmode import NmODE2Activation
 
-    ode = frozenset(inspect.signature(NmODE2Activation).parameters)
-    if name == "GFLDetect":
-        return ode | {"branches", "inject", "reg_max", "stack"}
-    return ode | {"branches", "inject"} if name == "NmODE2Detect" else ode
+    return frozenset({*inspect.signature(NmODE2Activation).parameters, *more})
+
+
+LAYERS: dict[str, _Layer] = {
+    "NmODE2Detect": _Layer(
+        "meddet_yolo.nn.heads",
+        "Detect",
+        "[nc, {options}]",
+        _nmode2_detect,
+        lambda: _ode_options("branches", "inject"),
+    ),
+    "NmODE2Block": _Layer(
+        "meddet_yolo.nn.blocks",
+        "Conv",
+        "[channels, kernel=1, stride=1, {options}]",
+        _nmode2_block,
+        _ode_options,
+        most=3,
+        repeatable=True,
+    ),
+    "Backbone": _Layer(
+        "meddet_yolo.nn.backbones",
+        "nn.Identity",
+        "[name, {options}]",
+        _backbone,
+        lambda: frozenset({"pretrained", "frozen_bn"}),
+        keeps_arguments=False,
+    ),
+    "FPN": _Layer(
+        "meddet_yolo.nn.gfl",
+        "nn.Identity",
+        "[channels, {options}]",
+        _fpn,
+        lambda: frozenset({"levels"}),
+        keeps_arguments=False,
+    ),
+    "GFLDetect": _Layer(
+        "meddet_yolo.nn.gfl",
+        "Detect",
+        "[nc, {options}]",
+        _gfl_detect,
+        lambda: _ode_options("branches", "inject", "reg_max", "stack"),
+    ),
+}
+"""Our layers by their name in model YAMLs: what parses, checks, builds and loads them reads this table."""
+
+
+def import_layers() -> None:
+    """Import the modules of our layers: safe loading allows a class by the module that defines it."""
+    for layer in LAYERS.values():
+        import_module(layer.module)
 
 
 @contextmanager

@@ -14,16 +14,15 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from meddet_yolo.registry.layers import import_layers
 from meddet_yolo.registry.network import check_fetching
 from meddet_yolo.registry.trust import is_trusted
 
 __all__ = ["wrap_torch_load", "wrap_torch_safe_load"]
 
-_LAYERS = ("blocks", "heads", "gfl", "backbones", "shufflenet")
 _REFUSED = re.compile(r"unsupported global:? (?:GLOBAL )?(\S+)", re.IGNORECASE)  # in torch's own words
 _NO_DICTIONARY = re.compile(r"'(\w+)' object has no attribute 'model'")
 
@@ -47,7 +46,7 @@ def wrap_torch_safe_load(original: Callable[..., Any]) -> Callable[..., Any]:
         trust = is_trusted() and not safe_only
         if trust:
             _check_importable(file)
-        _allow_our_layers()
+        import_layers()
         try:
             checkpoint, name = original(str(file), safe_only=not trust)
         except Exception as error:  # a damaged pickle can raise anything
@@ -68,18 +67,12 @@ def wrap_torch_load(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(f, *args, **kwargs)
         from ultralytics.nn.tasks import _SafeLoad
 
-        _allow_our_layers()
+        import_layers()
         known = _SafeLoad.loading(f) if isinstance(f, (str, Path)) and zipfile.is_zipfile(f) else nullcontext()
         with known:
             return original(f, *args, **{**kwargs, "weights_only": True})
 
     return torch_load
-
-
-def _allow_our_layers() -> None:
-    """Import our layers: each is allowed by the module that defines it."""
-    for name in _LAYERS:
-        import_module(f"meddet_yolo.nn.{name}")
 
 
 def _check_file(file: Path) -> None:
