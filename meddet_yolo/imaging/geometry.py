@@ -91,13 +91,6 @@ class SliceGeometry:
         stored = self.to_stored(points)
         return stored @ self.patient[:, :2].T + self.patient[:, 2]
 
-    def from_patient(self, points: ArrayLike) -> Array:
-        """Map patient points (N, 3), LPS in mm, to the picture points (N, 2) that are nearest in the slice's plane."""
-        if self.patient is None:
-            raise ValueError("the file does not say where its slice lies in the patient (no position or orientation)")
-        offsets = np.asarray(points, float).reshape(-1, 3) - self.patient[:, 2]
-        return self.from_stored(offsets @ np.linalg.pinv(self.patient[:, :2]).T)
-
     def box_to_stored(self, box: ArrayLike) -> tuple[float, float, float, float]:
         """Map a picture box (x1, y1, x2, y2) to the stored matrix (column1, row1, column2, row2)."""
         return _bounds(self.to_stored(np.asarray(box, float).reshape(2, 2)))

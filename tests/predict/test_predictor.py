@@ -167,7 +167,7 @@ def test_the_json_says_where_each_box_lies_and_not_whose_it_is(
             np.testing.assert_allclose(box["centre_mm"], mm.mean(axis=0), atol=1e-3)
             header = pydicom.dcmread(source / part["file"])
             matrix = oriented((64, 64), patient=open_volume(source / part["file"]).parts[0].geometry.patient)
-            np.testing.assert_allclose(matrix.from_patient(mm)[0], box["box_px"][:2], atol=0.01)
+            np.testing.assert_allclose(matrix.to_patient(box["box_px"][:2])[0], mm[0], atol=0.01)
             assert header.SOPInstanceUID == part["source"]["sop_instance"]
 
 
