@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meddet_yolo.plotting import PALETTE, legend_entry, panels
+
 if TYPE_CHECKING:
     from meddet_yolo.benchmark.report import Result
 
 __all__ = ["pareto_front", "plot_bubbles", "plot_tradeoff"]
 
-# Okabe and Ito's palette, told apart by colour-blind readers.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00")
 _MARKERS = {"pytorch": "o", "onnxruntime": "s", "openvino": "D", "tensorrt": "^", "rtx": "v"}
 _FILLED = {"fp32": "full", "fp16": "left", "int8": "none", "fp8": "none"}
 
@@ -38,7 +38,7 @@ def plot_tradeoff(results: Sequence[Result], path: Path) -> Path:
     """
     groups = sorted({(r.imgsz, r.batch) for r in results})
     with_map = [r for r in results if r.map50_95 is not None]
-    figure, axes = _panels(len(groups), 5.4)
+    figure, axes = panels(len(groups), 5.4)
     colours = _colours(with_map or results)
     for axis, group in zip(axes, groups, strict=False):
         shown = [r for r in (with_map or results) if (r.imgsz, r.batch) == group]
@@ -63,7 +63,8 @@ def plot_tradeoff(results: Sequence[Result], path: Path) -> Path:
         axis.set_title(f"{group[0]} px, batch {group[1]}")
         _plain_ticks(axis)
     _legend(figure, with_map or results, colours, front=bool(with_map))
-    return _save(figure, path)
+    figure.savefig(path)
+    return path
 
 
 def plot_bubbles(results: Sequence[Result], path: Path) -> Path:
@@ -73,7 +74,7 @@ def plot_bubbles(results: Sequence[Result], path: Path) -> Path:
     """
     known = [r for r in results if r.parameters and r.gflops and r.images_per_second]
     groups = sorted({(r.imgsz, r.batch, r.backend, r.precision) for r in known})
-    figure, axes = _panels(max(len(groups), 1), 4.6)
+    figure, axes = panels(max(len(groups), 1), 4.6)
     colours = _colours(results)
     largest = max((r.gflops or 0.0 for r in known), default=1.0)
     for axis, group in zip(axes, groups, strict=False):
@@ -83,7 +84,7 @@ def plot_bubbles(results: Sequence[Result], path: Path) -> Path:
             x, y = (r.parameters or 0) / 1e6, r.images_per_second or 0.0
             area = max(2500 * (r.gflops or 0.0) / largest, 12)
             axis.scatter(x, y, s=area, color=colours[r.model], alpha=0.55, edgecolor="black", linewidth=0.7)
-            entries.append(_entry(f"{r.model}, {r.gflops:.1f} GFLOPs", color=colours[r.model], alpha=0.55))
+            entries.append(legend_entry(f"{r.model}, {r.gflops:.1f} GFLOPs", color=colours[r.model], alpha=0.55))
         axis.set_yscale("log")
         axis.margins(x=0.25, y=0.35)
         axis.set_xlim(left=max(axis.get_xlim()[0], 0.0))
@@ -92,28 +93,13 @@ def plot_bubbles(results: Sequence[Result], path: Path) -> Path:
         axis.set_ylabel("images per second")
         axis.set_title(f"{group[2]} {group[3]}, {group[0]} px, batch {group[1]}", fontsize=10)
         _plain_ticks(axis, x=False)
-    return _save(figure, path)
-
-
-def _panels(count: int, side: float) -> tuple[Any, list[Any]]:
-    """Return a figure with so many panels, at most three in a row."""
-    from matplotlib.figure import Figure
-
-    columns = 2 if count == 4 else min(count, 3)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(side * columns + 0.4, side * 0.82 * rows + 0.9), layout="constrained", dpi=150)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-    for axis in axes:
-        axis.grid(True, which="both", linewidth=0.3, alpha=0.5)
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes[count:]:
-        axis.set_visible(False)
-    return figure, axes
+    figure.savefig(path)
+    return path
 
 
 def _colours(results: Sequence[Result]) -> dict[str, str]:
     names = list(dict.fromkeys(r.model for r in results))
-    return {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
+    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
 
 
 def _plain_ticks(axis: Any, x: bool = True) -> None:
@@ -130,25 +116,12 @@ def _plain_ticks(axis: Any, x: bool = True) -> None:
 
 def _legend(figure: Any, results: Sequence[Result], colours: dict[str, str], front: bool) -> None:
     """Explain colours, markers and fillings under the panels."""
-    entries = [_entry(name, color=colour) for name, colour in colours.items()]
-    entries += [_entry(b, marker=m) for b, m in _MARKERS.items() if any(r.backend == b for r in results)]
+    entries = [legend_entry(name, color=colour) for name, colour in colours.items()]
+    entries += [legend_entry(b, marker=m) for b, m in _MARKERS.items() if any(r.backend == b for r in results)]
     precisions = [p for p in _FILLED if any(r.precision == p for r in results)]
     if len(precisions) > 1:
-        entries += [_entry(p, fillstyle=_FILLED[p], marker="o", markerfacecoloralt="white") for p in precisions]
+        entries += [legend_entry(p, fillstyle=_FILLED[p], marker="o", markerfacecoloralt="white") for p in precisions]
     if front:
-        entries.append(_entry("Pareto front", marker="", linestyle="--"))
+        entries.append(legend_entry("Pareto front", marker="", linestyle="--"))
     columns = max(2, int(figure.get_figwidth() // 1.9))
     figure.legend(handles=entries, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
-
-
-def _entry(label: str, **style: Any) -> Any:
-    """Return a line of a legend."""
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], label=label, **{"linestyle": "", "color": "0.3", "marker": "o", **style})
-
-
-def _save(figure: Any, path: Path) -> Path:
-    """Write a picture."""
-    figure.savefig(path)
-    return path

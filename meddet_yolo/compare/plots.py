@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from meddet_yolo.benchmark.plots import _COLOURS, _entry, _panels, _save
 from meddet_yolo.compare.scores import SCORES, Comparison, Row
+from meddet_yolo.plotting import PALETTE, legend_entry, panels
 
 __all__ = ["plot_bubbles", "plot_differences"]
 
@@ -22,7 +22,7 @@ def plot_differences(comparison: Comparison, path: Path) -> Path | None:
     if not students:
         return None
     most = max(len(_compared(comparison, student)) for student in students)
-    figure, axes = _panels(len(students), 5.4)
+    figure, axes = panels(len(students), 5.4)
     rows_of_panels = -(-len(students) // (2 if len(students) == 4 else min(len(students), 3)))
     figure.set_figheight((0.42 * most + 1.4) * rows_of_panels)
     for axis, student in zip(axes, students, strict=False):
@@ -30,7 +30,7 @@ def plot_differences(comparison: Comparison, path: Path) -> Path | None:
         for place, row in enumerate(rows):
             interval = row.to_baseline[SCORES[0]]
             sure = interval.low > 0 or interval.high < 0
-            colour = _COLOURS[2] if sure and interval.value > 0 else _COLOURS[1] if sure else "0.45"
+            colour = PALETTE[2] if sure and interval.value > 0 else PALETTE[1] if sure else "0.45"
             axis.plot([interval.low, interval.high], [place, place], color=colour, linewidth=2)
             axis.plot(interval.value, place, "o", color=colour, markersize=7)
         axis.axvline(0, color="0.3", linewidth=1)
@@ -38,7 +38,8 @@ def plot_differences(comparison: Comparison, path: Path) -> Path | None:
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_xlabel(f"difference of {SCORES[0]} to {comparison.baseline}, 95 % interval over patients")
         axis.set_title(student)
-    return _save(figure, path)
+    figure.savefig(path)
+    return path
 
 
 def plot_bubbles(comparison: Comparison, path: Path) -> Path | None:
@@ -50,9 +51,9 @@ def plot_bubbles(comparison: Comparison, path: Path) -> Path | None:
     rows = [row for row in comparison.rows if row.scores and row.milliseconds_per_image and row.parameters]
     if not rows:
         return None
-    figure, (axis, *_) = _panels(1, 6.6)
+    figure, (axis, *_) = panels(1, 6.6)
     largest = max(row.parameters or 0 for row in rows)
-    colours = {row.name: _COLOURS[i % len(_COLOURS)] for i, row in enumerate(rows)}
+    colours = {row.name: PALETTE[i % len(PALETTE)] for i, row in enumerate(rows)}
     entries: list[Any] = []
     for row in sorted(rows, key=lambda row: -(row.parameters or 0)):
         score = row.scores[SCORES[0]]
@@ -61,13 +62,16 @@ def plot_bubbles(comparison: Comparison, path: Path) -> Path | None:
         edge = "--" if not row.method else "-"
         axis.plot([x, x], [score.low, score.high], color=colours[row.name], linewidth=1, alpha=0.7)
         axis.scatter(x, score.value, s=area, color=colours[row.name], alpha=0.5, edgecolor="black", linestyle=edge)
-        entries.append(_entry(f"{row.name}, {(row.parameters or 0) / 1e6:.2f} M parameters", color=colours[row.name]))
+        entries.append(
+            legend_entry(f"{row.name}, {(row.parameters or 0) / 1e6:.2f} M parameters", color=colours[row.name])
+        )
     axis.margins(x=0.2, y=0.15)
     axis.set_xlim(left=max(axis.get_xlim()[0], 0.0))
     axis.legend(handles=entries, fontsize=7, loc="best", frameon=True, framealpha=0.8)
     axis.set_xlabel("images per second, one at a time")
     axis.set_ylabel(f"{SCORES[0]}, 95 % interval over patients")
-    return _save(figure, path)
+    figure.savefig(path)
+    return path
 
 
 def _compared(comparison: Comparison, student: str) -> Sequence[Row]:
