@@ -23,6 +23,7 @@ from meddet_yolo.console import as_list
 from meddet_yolo.data.shipped import find_data
 from meddet_yolo.evaluate.noise import short_names
 from meddet_yolo.evaluate.report import read_image, split_images
+from meddet_yolo.evaluate.validator import box_scores
 from meddet_yolo.export.exporter import on_gpu
 from meddet_yolo.export.request import gpu_number
 from meddet_yolo.trt.backends import current_gpu
@@ -340,7 +341,8 @@ def _validate(
             continue
         finally:
             LOGGER.setLevel(level)
-        result.map50_95, result.map50 = float(metrics.box.map), float(metrics.box.map50)
+        scores = box_scores(metrics)
+        result.map50_95, result.map50 = scores["map50_95"], scores["map50"]
 
 
 def _write(folder: Path, report: dict[str, Any], results: Sequence[Result]) -> None:

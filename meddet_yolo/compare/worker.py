@@ -196,7 +196,8 @@ def _state(last: Path) -> str:
 def _measure(weights: Path, run: Path, training: dict[str, Any], data: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Measure on the images held out; their boxes go to a file with their patients."""
     from meddet_yolo.compare.folds import patients_of
-    from meddet_yolo.compare.predictions import CollectingValidator, save_predictions
+    from meddet_yolo.compare.predictions import save_predictions
+    from meddet_yolo.evaluate.validator import CollectingValidator, box_scores
     from meddet_yolo.model import MedDet
 
     model = MedDet(str(weights))
@@ -224,10 +225,8 @@ def _measure(weights: Path, run: Path, training: dict[str, Any], data: Path, opt
     )
     save_predictions(run / FOUND, kept[0].images_seen, patients_of(data.parent.parent))
     shutil.rmtree(run / "val", ignore_errors=True)
-    return {
-        "parameters": parameters,
-        "fold_scores": {"mAP50-95": float(metrics.box.map), "mAP50": float(metrics.box.map50)},
-    }
+    scores = box_scores(metrics)
+    return {"parameters": parameters, "fold_scores": {"mAP50-95": scores["map50_95"], "mAP50": scores["map50"]}}
 
 
 def _wait_for(device: Any) -> None:

@@ -8,41 +8,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ultralytics import YOLO
 
 from meddet_yolo import registry
 from meddet_yolo.console import quiet
 from meddet_yolo.evaluate.detections import Found, TruthSet, align, load_found, save_found
-from meddet_yolo.evaluate.validator import MedDetValidator
+from meddet_yolo.evaluate.validator import CollectingValidator
 
 __all__ = ["find", "predictions_key"]
 
 _READ = 1 << 20  # bytes hashed at a time
-
-
-class _Collector(MedDetValidator):
-    """Validate, and keep every image's boxes, in pixels of the image."""
-
-    found: dict[str, Found]
-    names: Any
-
-    def init_metrics(self, model: Any) -> None:
-        """Begin anew."""
-        super().init_metrics(model)
-        self.found = {}
-
-    def update_metrics(self, preds: list[dict[str, Any]], batch: dict[str, Any]) -> None:
-        """Keep the boxes of a batch."""
-        super().update_metrics(preds, batch)
-        for place, pred in enumerate(preds):
-            image = self._prepare_batch(place, batch)
-            scaled = self.scale_preds(self._prepare_pred(pred), image)
-            arrays = [scaled[key].cpu().numpy().astype(np.float64) for key in ("bboxes", "cls", "conf")]
-            name = str(image["im_file"])
-            boxes = arrays[0].reshape(-1, 4)
-            boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2])  # a tiny box may round to less than nothing
-            self.found[name] = Found(name, boxes, arrays[1].astype(np.int64), arrays[2])
 
 
 def find(
@@ -75,10 +50,10 @@ def find(
     loaded = YOLO(str(path), task=None if path.suffix == ".pt" else "detect")
     if loaded.task != "detect":
         raise ValueError(f"model={model} is for task {loaded.task!r}, expected a detector")
-    collectors: list[_Collector] = []
+    collectors: list[CollectingValidator] = []
 
-    def collect(*args: Any, **kwargs: Any) -> _Collector:
-        collectors.append(_Collector(*args, **kwargs))
+    def collect(*args: Any, **kwargs: Any) -> CollectingValidator:
+        collectors.append(CollectingValidator(*args, **kwargs))
         return collectors[-1]
 
     settings = {"plots": False, "verbose": False, "save_json": False, **options}
@@ -93,8 +68,8 @@ def find(
         )
     by_path = {str(image.path): image.name for image in truth.images}
     found = [
-        Found(by_path[name], f.boxes, f.classes, f.scores)
-        for name, f in collectors[-1].found.items()
+        Found(by_path[name], seen.found.boxes, seen.found.classes, seen.found.scores)
+        for name, seen in collectors[-1].images_seen.items()
         if name in by_path
     ]
     aligned = align(found, truth, str(model))

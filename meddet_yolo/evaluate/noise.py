@@ -19,8 +19,9 @@ from ultralytics.utils import LOGGER
 from meddet_yolo.console import as_list, quiet
 from meddet_yolo.data.mri_noise import NOISES, add_noise, check_noise, image_generator
 from meddet_yolo.data.shipped import find_data
-from meddet_yolo.evaluate.validator import MedDetValidator
+from meddet_yolo.evaluate.validator import MedDetValidator, box_scores
 from meddet_yolo.imaging.volumes import Skipped
+from meddet_yolo.plotting import PALETTE
 
 __all__ = ["STRENGTHS", "NoiseReport", "NoiseResult", "noise_robustness"]
 
@@ -33,7 +34,6 @@ UNITS = {
     "spikes": "amplitude of the stripes / signal level",
 }
 MEASURES = {"map50_95": "mAP50-95", "map50": "mAP50", "recall": "recall"}
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 _MARKERS = "osD^vPX"
 
 
@@ -134,14 +134,12 @@ def noise_robustness(
                 metrics = _validate(
                     model, data, partial(_degrade, noise=kind, sigma=strength, seed=seed), save_dir, options
                 )
-                box, skipped = metrics.box, tuple(metrics.skipped)
+                skipped = tuple(metrics.skipped)
                 result = NoiseResult(
                     model=name,
                     noise=kind,
                     sigma=strength,
-                    map50_95=float(box.map),
-                    map50=float(box.map50),
-                    recall=float(box.mr),
+                    **box_scores(metrics),
                 )
                 results.append(result)
                 LOGGER.info(f"[{len(results)}/{total}] {name}, {kind} {strength:g}: mAP50-95 {result.map50_95:.3f}")
@@ -313,7 +311,7 @@ def _plot(results: Sequence[NoiseResult], path: Path) -> None:
         for panel, (measure, title) in zip(row, MEASURES.items(), strict=True):
             for index, model in enumerate(models):
                 line = [(r.sigma, getattr(r, measure)) for r in results if (r.noise, r.model) == (kind, model)]
-                style = {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
+                style = {"color": PALETTE[index % len(PALETTE)], "marker": _MARKERS[index % len(_MARKERS)]}
                 panel.plot(*zip(*line, strict=True), label=model, markersize=4, linewidth=1.4, **style)
             panel.set(title=f"{kind}: {title}", xlabel=UNITS[kind], ylim=(0, 1))
             panel.xaxis.label.set_size(8)

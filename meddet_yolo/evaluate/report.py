@@ -16,6 +16,7 @@ from ultralytics import YOLO
 from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, img2label_paths
 
 from meddet_yolo.evaluate.info import measure_size
+from meddet_yolo.evaluate.validator import box_scores
 
 __all__ = [
     "Box",
@@ -110,8 +111,8 @@ def compare(
     sizes = {name: _size(model, imgsz) for name, model in loaded.items()}
     files = split_images(data, split)
     images = [read_image(f) for f in files[:: max(1, len(files) // 16)][:16]]
-    boxes = {
-        name: model.val(data=str(data), imgsz=imgsz, split=split, device=device, **val_options).box
+    accuracy = {
+        name: box_scores(model.val(data=str(data), imgsz=imgsz, split=split, device=device, **val_options))
         for name, model in loaded.items()
     }
     times = measure_latency(loaded, images, imgsz=imgsz, device=device, rounds=rounds)
@@ -120,13 +121,11 @@ def compare(
             name=name,
             parameters=sizes[name][0],
             gflops=sizes[name][1],
-            map50_95=float(box.map),
-            map50=float(box.map50),
-            recall=float(box.mr),
+            **scores,
             ms_per_image=median(times[name]),
             ms_p90=quantiles(times[name], n=10, method="inclusive")[-1],
         )
-        for name, box in boxes.items()
+        for name, scores in accuracy.items()
     ]
 
 

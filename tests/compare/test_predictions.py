@@ -1,19 +1,24 @@
 import numpy as np
 import pytest
 
-from meddet_yolo.compare.predictions import SeenImage, load_predictions, save_predictions
+from meddet_yolo.compare.predictions import load_predictions, save_predictions
+from meddet_yolo.evaluate.detections import Found, Truth
+from meddet_yolo.evaluate.validator import SeenImage
 
 
 def test_boxes_come_back_with_their_patients_also_of_images_without_any(tmp_path):
     rng = np.random.default_rng(0)
-    corners = np.sort(rng.uniform(0, 64, (3, 2, 2)), 1).reshape(3, 4)
-    detected = np.concatenate([corners, rng.uniform(0, 1, (3, 1)), [[0], [1], [1]]], 1).astype(np.float32)
-    true = np.array([[1, 2, 30, 40, 1]], np.float32)
-    nothing = np.zeros((0, 6), np.float32), np.zeros((0, 5), np.float32)
+    corners = np.sort(rng.uniform(0, 64, (3, 2, 2)).astype(np.float32), 1).reshape(3, 4)
+    scores = rng.uniform(0, 1, 3).astype(np.float32)
+    boxes = {"a": corners[:0], "b": corners, "c": corners[:0]}
+    true = {"a": corners[:0], "b": corners[:1] / 2, "c": corners[:1] / 2}
+    sizes = {"a": (32, 32), "b": (64, 48), "c": (64, 64)}
     seen = {
-        "/d/b.png": SeenImage(detected, true, (64, 48)),
-        "/d/a.png": SeenImage(*nothing, (32, 32)),
-        "/d/c.png": SeenImage(nothing[0], true, (64, 64)),
+        (path := f"/d/{name}.png"): SeenImage(
+            Found(path, boxes[name], np.array([0, 1, 1])[: len(boxes[name])], scores[: len(boxes[name])]),
+            Truth(path, true[name], [1] * len(true[name]), sizes[name]),
+        )
+        for name in "bac"
     }
     save_predictions(tmp_path / "found.npz", seen, {"/d/a.png": "p1", "/d/b.png": "p2", "/d/c.png": "p1"})
     loaded = load_predictions(tmp_path / "found.npz")
@@ -23,14 +28,16 @@ def test_boxes_come_back_with_their_patients_also_of_images_without_any(tmp_path
         ("/d/c.png", "/d/c.png", "p1", (64, 64)),
     ]
     for found, truth in loaded:
-        np.testing.assert_array_equal(found.boxes, seen[found.name].detected[:, :4])
-        np.testing.assert_array_equal(found.scores, seen[found.name].detected[:, 4])
-        np.testing.assert_array_equal(found.classes, seen[found.name].detected[:, 5])
-        np.testing.assert_array_equal(truth.boxes, seen[found.name].true[:, :4])
+        expected = seen[found.name]
+        np.testing.assert_array_equal(found.boxes, expected.found.boxes)
+        np.testing.assert_array_equal(found.scores, expected.found.scores)
+        np.testing.assert_array_equal(found.classes, expected.found.classes)
+        np.testing.assert_array_equal(truth.boxes, expected.true.boxes)
+        np.testing.assert_array_equal(truth.classes, expected.true.classes)
     assert [p.name for p in tmp_path.iterdir()] == ["found.npz"]
 
 
 def test_an_image_of_nobody_is_refused(tmp_path):
-    image = SeenImage(np.zeros((0, 6), np.float32), np.zeros((0, 5), np.float32), (8, 8))
+    image = SeenImage(Found("a.png", [], [], []), Truth("a.png", [], [], (8, 8)))
     with pytest.raises(KeyError, match=r"a\.png"):
         save_predictions(tmp_path / "found.npz", {"a.png": image}, {})

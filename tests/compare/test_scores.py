@@ -5,12 +5,13 @@ import pytest
 
 from meddet_yolo.compare.files import FOUND, RESULT, RUNS, write_json
 from meddet_yolo.compare.plan_reader import make_plan
-from meddet_yolo.compare.predictions import SeenImage, save_predictions
+from meddet_yolo.compare.predictions import save_predictions
 from meddet_yolo.compare.report import as_text, write_report
 from meddet_yolo.compare.scores import score_runs
 from meddet_yolo.evaluate.detections import Found, Truth
 from meddet_yolo.evaluate.measures import measure
 from meddet_yolo.evaluate.statistics import bootstrap, paired
+from meddet_yolo.evaluate.validator import SeenImage
 
 IMAGES, PATIENTS, ROUNDS = 24, 8, 60
 
@@ -37,11 +38,11 @@ def finished(plan, tmp_path: Path):
             moved = true[:, :4] + rng.uniform(0, off[spec.method], (2, 4)).astype(np.float32)
             found = np.concatenate([moved, rng.uniform(0, 1, (2, 1)), true[:, 4:]], 1).astype(np.float32)
             if i % 2 == spec.fold:
-                seen[f"{i:02d}.png"] = SeenImage(found, true, (100, 100))
-                pair = (
+                pair = SeenImage(
                     Found(f"{i:02d}.png", found[:, :4], found[:, 5], found[:, 4]),
                     Truth(f"{i:02d}.png", true[:, :4], true[:, 4], (100, 100), patient=f"p{i % PATIENTS}"),
                 )
+                seen[f"{i:02d}.png"] = pair
                 boxes.setdefault((spec.method, spec.seed), []).append(pair)
         folder = tmp_path / RUNS / spec.name
         folder.mkdir(parents=True)
@@ -102,7 +103,7 @@ def test_nothing_finished_is_no_error(plan, tmp_path):
 
 def test_runs_on_other_images_are_refused(plan, finished):
     out, _ = finished
-    image = SeenImage(np.zeros((0, 6), np.float32), np.zeros((0, 5), np.float32), (8, 8))
+    image = SeenImage(Found("x.png", [], [], []), Truth("x.png", [], [], (8, 8)))
     save_predictions(out / RUNS / "yolo11n-poor-seed1-fold0" / FOUND, {"x.png": image}, {"x.png": "p"})
     with pytest.raises(ValueError, match="other images"):
         score_runs(out, plan, ["a", "b"], {}, rounds=ROUNDS)
