@@ -176,8 +176,10 @@ class Teacher:
         self._multiple = max(own, math.ceil(max(self.strides)))  # that the input's sides must be of
         self.layers, self._taps = _split_head(copied)
         self.layers = self.layers.eval().to(memory_format=torch.channels_last)
-        self._head: nn.Module | None = head.requires_grad_(False).to(memory_format=torch.channels_last)
-        self._head.training = True  # it gives logits, not boxes; its layers stay as they are in inference
+        self._head: nn.Module | None = None
+        if self._predictions[1]:  # dense ones; an RT-DETR has none
+            self._head = head.requires_grad_(False).to(memory_format=torch.channels_last)
+            self._head.training = True  # it gives logits, not boxes; its layers stay as they are in inference
 
     def to(self, device: torch.device | str) -> Teacher:
         """Move the weights to a device."""
