@@ -6,7 +6,6 @@ is one line on the standard error stream and a non-zero exit code; `MEDDET_TRACE
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import sys
@@ -18,23 +17,22 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from meddet_yolo.arguments import (
+    MODES,
+    REQUIRED,
+    TASKS,
+    THEIR_COMMANDS,
+    THEIR_MODES,
+    UsageError,
+    check_command,
+    nearest,
+    parse,
+    read_recipe,
+    take_trust,
+)
 from meddet_yolo.console import as_list, describe, fetch_only_what_is_asked_for
 from meddet_yolo.registry.options import check_numbers
 
-MODES = ("train", "val", "predict", "export")
-_REQUIRED = {
-    "train": {
-        "model": "what to train, for example model=meddet-n.yaml",
-        "data": "the data set, for example data=d.yaml",
-    },
-    "val": {"model": "the checkpoint to validate, for example model=best.pt"},
-    "predict": {
-        "model": "the checkpoint to predict with, for example model=best.pt",
-        "source": "an image, a folder or a video, for example source=images/",
-    },
-    "export": {"model": "the checkpoint to export, for example model=best.pt"},
-}
-_THEIR_COMMANDS = ("checks", "cfg", "copy-cfg", "login", "logout", "solutions")  # besides modes
 # Commands of ours beside the modes: module and function, whose parameters are the command's keys. What it returns is
 # printed: a string as it is, a dictionary as key=value lines, the YAML of a data set that was made as data=PATH.
 _OWN_COMMANDS = {
@@ -90,10 +88,6 @@ trust=true lets files run code that a command reads (checkpoints, model and data
 For research only: this is no medical device."""
 
 
-class UsageError(Exception):
-    """The command line itself is wrong; exit code 2."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -110,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     fetch_only_what_is_asked_for()
     try:
-        args, trust = _take_trust(args)
+        args, trust = take_trust(args)
         from meddet_yolo.registry import trusting
 
         with trusting(trust):
@@ -132,25 +126,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 # choosing a command ---------------------------------------------------------------------------------------------------
 
 
-def _take_trust(args: Sequence[str]) -> tuple[list[str], bool]:
-    """Take `trust=true` out of the arguments: it holds for whatever the command reads.
-
-    Examples:
-        >>> _take_trust(["val", "model=a.pt", "trust=true"]), _take_trust(["--trust", "train"])
-        ((['val', 'model=a.pt'], True), (['train'], True))
-    """
-    rest, trust = [], False
-    for argument in args:
-        key, equals, value = argument.removeprefix("--").partition("=")
-        if key.strip() != "trust":
-            rest.append(argument)
-        elif not equals or value.strip().lower() in {"true", "false"}:
-            trust = value.strip().lower() != "false"
-        else:
-            raise UsageError(f"{argument}: expected trust=true or trust=false")
-    return rest, trust
-
-
 def _dispatch(args: list[str]) -> None:
     """Find out whose command this is and run it."""
     word = args[0].lstrip("-") if args else "help"
@@ -164,12 +139,10 @@ def _dispatch(args: list[str]) -> None:
     if word in own:
         own[word](args[1:])
         return
-    from ultralytics.cfg import MODES as THEIR_MODES
-    from ultralytics.cfg import TASKS
-
-    words, options = _parse(args)
+    check_command(args, own)
+    words, options = parse(args)
     cfg = options.pop("cfg", None)
-    options = {**(_recipe(cfg) if cfg is not None else {}), **options}
+    options = {**(read_recipe(cfg) if cfg is not None else {}), **options}
     task = next((w for w in words if w in TASKS), options.get("task") or "detect")
     mode = next((w for w in words if w in THEIR_MODES), options.get("mode"))
     if options.get("teachers") and (task != "detect" or _is_other_family(options.get("model"))):
@@ -179,11 +152,11 @@ def _dispatch(args: list[str]) -> None:
         )
     if mode in MODES and task == "detect" and not _is_other_family(options.get("model")):
         _run_mode(mode, [w for w in words if w not in (mode, task)], options)
-    elif mode is not None or (words[:1] and words[0] in _THEIR_COMMANDS):
+    elif mode is not None or (words[:1] and words[0] in THEIR_COMMANDS):
         _pass_on(args)
     elif unknown := [w for w in words if w not in TASKS]:
-        known = (*own, *THEIR_MODES, *TASKS, *_THEIR_COMMANDS)
-        raise UsageError(f"{unknown[0]!r} is no command: {_nearest(unknown[0], known)} (`meddet help` lists them)")
+        known = (*own, *THEIR_MODES, *TASKS, *THEIR_COMMANDS)
+        raise UsageError(f"{unknown[0]!r} is no command: {nearest(unknown[0], known)} (`meddet help` lists them)")
     else:
         raise UsageError(f"no command given: add one of {', '.join(MODES)} (`meddet help` shows examples)")
 
@@ -225,78 +198,7 @@ def _without_their_help() -> Iterator[None]:
         LOGGER.removeFilter(keep)
 
 
-# reading arguments ----------------------------------------------------------------------------------------------------
-
-
-def _parse(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Split arguments into words and options, values converted as `yolo` does.
-
-    Examples:
-        >>> _parse(["train", "teachers=[a.pt,", "b.pt]", "imgsz", "=", "256", "trust"])
-        (['train'], {'teachers': ['a.pt', 'b.pt'], 'imgsz': 256, 'trust': True})
-    """
-    from ultralytics.cfg import MODES as THEIR_MODES
-    from ultralytics.cfg import merge_equals_args, parse_key_value_pair
-    from ultralytics.utils import DEFAULT_CFG_DICT
-
-    from meddet_yolo.distill.config import DistillConfig
-
-    flags = {k for k, v in {**DEFAULT_CFG_DICT, **DistillConfig.defaults()}.items() if isinstance(v, bool)}
-    words: list[str] = []
-    options: dict[str, Any] = {}
-    try:
-        merged = merge_equals_args(list(args))
-    except SyntaxError as error:
-        raise UsageError(describe(error)) from error
-    for argument in merged:
-        argument = argument.removeprefix("--").removesuffix(",")
-        if "=" not in argument:
-            if argument in flags and argument not in THEIR_MODES:  # `val` is both
-                options[argument] = True
-            else:
-                words.append(argument)
-            continue
-        try:
-            key, value = parse_key_value_pair(argument)
-        except AssertionError as error:
-            raise UsageError(f"{argument!r} has no value: write {argument}VALUE") from error
-        if not key:
-            raise UsageError(f"{argument!r} has no key: write key=value")
-        options[key] = as_list(value) if key in {"teachers", "distill"} else value
-    return words, options
-
-
-def _recipe(cfg: Any) -> dict[str, Any]:
-    """Read a recipe: a YAML file, or the bare name of one that the package ships."""
-    import yaml
-
-    import meddet_yolo.cfg
-
-    shipped = Path(meddet_yolo.cfg.__file__).parent / "distill"
-    path = Path(str(cfg)).expanduser()
-    if not path.is_file() and path.name == str(cfg):
-        path = shipped / path.with_suffix(".yaml").name
-    if not path.is_file():
-        names = ", ".join(sorted(p.name for p in shipped.glob("*.yaml")))
-        raise FileNotFoundError(f"cfg={cfg}: no such file, and no recipe that is shipped ({names})")
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"cfg={cfg} is no valid YAML: {describe(error)}") from error
-    if not isinstance(recipe, dict):
-        raise ValueError(f"cfg={cfg} must hold 'key: value' lines, got a {type(recipe).__name__}")
-    recipe.pop("cfg", None)
-    if recipe.pop("trust", False) is not False:
-        raise UsageError(f"cfg={cfg} says trust: that is the command line's to say, because a recipe is a file too")
-    return {str(k): v for k, v in recipe.items()}
-
-
-def _nearest(name: str, valid: Collection[str]) -> str:
-    """Return the end of a message about an unknown name: the nearest valid one, or all of a few."""
-    near = difflib.get_close_matches(name, valid, 1, 0.5)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return f"valid are {', '.join(sorted(valid))}" if len(valid) < 20 else "see `meddet help`"
+# train, val, predict, export ------------------------------------------------------------------------------------------
 
 
 def _check_keys(mode: str, options: dict[str, Any]) -> None:
@@ -316,10 +218,7 @@ def _check_keys(mode: str, options: dict[str, Any]) -> None:
             check_dict_alignment(dict.fromkeys(valid), options)
     except SyntaxError as error:
         key = next(k for k in options if k not in valid)
-        raise UsageError(f"{key}= is no argument of `meddet {mode}`: {_nearest(key, valid)}") from error
-
-
-# train, val, predict, export ------------------------------------------------------------------------------------------
+        raise UsageError(f"{key}= is no argument of `meddet {mode}`: {nearest(key, valid)}") from error
 
 
 def _run_mode(mode: str, words: Sequence[str], options: dict[str, Any]) -> None:
@@ -332,7 +231,7 @@ def _run_mode(mode: str, words: Sequence[str], options: dict[str, Any]) -> None:
     resume = options.get("resume")
     if isinstance(resume, str):
         options["model"], options["resume"] = resume, True
-    for key, what in _REQUIRED[mode].items():
+    for key, what in REQUIRED[mode].items():
         if options.get(key) is None and not (key == "data" and resume):
             raise UsageError(f"{key}= is missing: {what}")
     if options.get("teachers") and options.get("distill_model"):
@@ -449,12 +348,12 @@ def _settings(args: list[str]) -> None:
     if args[:1] == ["reset"]:
         settings.reset()
     else:
-        words, options = _parse(args)
+        words, options = parse(args)
         if words:
             raise UsageError(f"{words[0]!r} is no setting: write key=value")
         for key in options:
             if key not in settings:
-                raise UsageError(f"{key}= is no setting: {_nearest(key, settings.keys())}")
+                raise UsageError(f"{key}= is no setting: {nearest(key, settings.keys())}")
         if options:
             settings.update(options)
     print(settings)
@@ -474,7 +373,7 @@ def _run_own(command: str, args: list[str]) -> None:
 
 def _call(function: Callable[..., Any], command: str, args: Sequence[str]) -> Any:
     """Call a function with key=value arguments, its parameters being the valid keys."""
-    words, options = _parse(args)
+    words, options = parse(args)
     parameters = dict(inspect.signature(function).parameters)
     takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters.values())  # and checks them itself
     parameters = {key: p for key, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
@@ -482,7 +381,7 @@ def _call(function: Callable[..., Any], command: str, args: Sequence[str]) -> An
         raise UsageError(f"{words[0]!r} is not understood: `meddet {command}` takes key=value only")
     for key in options:
         if key not in parameters and not takes_more:
-            raise UsageError(f"{key}= is no argument of `meddet {command}`: {_nearest(key, tuple(parameters))}")
+            raise UsageError(f"{key}= is no argument of `meddet {command}`: {nearest(key, tuple(parameters))}")
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in options:
             raise UsageError(f"{key}= is missing: `meddet {command} {key}=...`")

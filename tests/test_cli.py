@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import meddet_yolo.model
-from meddet_yolo import cli
+from meddet_yolo import arguments, cli
+from meddet_yolo.arguments import parse
 from meddet_yolo.distill.config import DistillConfig
 
 
@@ -71,17 +72,17 @@ def model(monkeypatch):
     ],
 )
 def test_teachers_are_a_list(given, expected):
-    assert cli._parse(given)[1]["teachers"] == expected
+    assert parse(given)[1]["teachers"] == expected
 
 
 @given(st.lists(st.from_regex(r"[A-Za-z0-9_./-]{1,12}\.pt", fullmatch=True), min_size=1, max_size=4))
 def test_any_list_of_paths_is_read_back(paths):
-    assert cli._parse([f"teachers=[{','.join(paths)}]"])[1] == {"teachers": paths}
-    assert cli._parse([f"teachers={','.join(paths)}"])[1] == {"teachers": paths}
+    assert parse([f"teachers=[{','.join(paths)}]"])[1] == {"teachers": paths}
+    assert parse([f"teachers={','.join(paths)}"])[1] == {"teachers": paths}
 
 
 def test_values_are_converted_as_yolo_does():
-    words, options = cli._parse(["detect", "train", "epochs=3", "--lr0=1e-3", "trust", "name=007", "imgsz=[64,", "32]"])
+    words, options = parse(["detect", "train", "epochs=3", "--lr0=1e-3", "trust", "name=007", "imgsz=[64,", "32]"])
     assert words == ["detect", "train"]
     assert options == {"epochs": 3, "lr0": 1e-3, "trust": True, "name": "007", "imgsz": [64, 32]}
 
@@ -402,3 +403,18 @@ def test_what_a_command_returns_is_printed(monkeypatch, capsys, result, printed)
     monkeypatch.setattr(meddet_yolo.phantom, "generate_phantom", lambda: result)
     assert cli.main(["phantom"]) == 0
     assert capsys.readouterr().out == printed
+
+
+def test_the_words_of_ultralytics_are_known_without_it():
+    import ultralytics.cfg
+
+    assert set(arguments.THEIR_MODES) == set(ultralytics.cfg.MODES)
+    assert set(arguments.TASKS) == set(ultralytics.cfg.TASKS)
+
+
+@pytest.mark.parametrize("args", [["trian", "model=a.pt"], ["val", "data=d.yaml"], ["val"], ["predict", "--source=x"]])
+def test_a_slip_is_told_before_torch_is_imported(args):
+    code = f"from meddet_yolo.cli import main; import sys; c = main({args}); print(c, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["2", "False"], done.stderr
+    assert done.stderr.startswith("meddet: error: ")

@@ -22,7 +22,7 @@ FLOORS = {  # a room may import from lower floors only, and so from no room besi
     **dict.fromkeys(("train", "predict", "export"), 5),
     "model": 6,
     "benchmark": 7,
-    **dict.fromkeys(("compare", "quickstart"), 8),
+    **dict.fromkeys(("compare", "quickstart", "arguments"), 8),
     "cli": 9,
     "__init__": 10,
 }

@@ -44,7 +44,6 @@ from meddet_yolo.registry.checkpoints import load_detector
 from meddet_yolo.registry.data_yaml import wrap_check_det_dataset
 from meddet_yolo.registry.engines import engine_backend, openvino_backend
 from meddet_yolo.registry.files import resolve_model_yaml, wrap_yaml_model_load
-from meddet_yolo.registry.label_cache import wrap_load_dataset_cache_file, wrap_save_dataset_cache_file
 from meddet_yolo.registry.layers import wrap_parse_model
 from meddet_yolo.registry.network import wrap_check_amp, wrap_check_font
 from meddet_yolo.registry.run_folders import wrap_get_save_dir
@@ -134,6 +133,8 @@ def _patch_pickles(patches: ModuleType) -> None:
 
 
 def _patch_data(utils: ModuleType) -> None:
+    from meddet_yolo.registry.label_cache import wrap_load_dataset_cache_file, wrap_save_dataset_cache_file  # NumPy's
+
     _wrap(utils, "check_det_dataset", wrap_check_det_dataset)
     _wrap(utils, "load_dataset_cache_file", wrap_load_dataset_cache_file)
     _wrap(utils, "save_dataset_cache_file", wrap_save_dataset_cache_file)

@@ -220,9 +220,10 @@ def test_grey_images() -> None:
 
 def test_the_papers_recipe_is_understood() -> None:
     from meddet_yolo import cli
+    from meddet_yolo.arguments import read_recipe
     from meddet_yolo.distill.config import DistillConfig
 
-    recipe = cli._recipe("paper.yaml")
+    recipe = read_recipe("paper.yaml")
     cli._check_keys("train", dict(recipe))  # refuses unknown ones
     config = DistillConfig.from_dict({k: v for k, v in recipe.items() if k in DistillConfig.keys()})
     assert [Path(t).stem for t in config.teachers] == ["gfl-resnet152", "gfl-resnet101", "gfl-resnet50"]
