@@ -97,8 +97,8 @@ def main() -> None:
             print(lines[-1], flush=True)
     head = (
         f"All measures of {args.images} images ({boxes_found} boxes found, {CLASSES} classes), {args.rounds} rounds; "
-        f"reading labels and detections included. Greatest memory {' and then '.join(memory)} MB, of which PyTorch and "
-        f"Ultralytics take {idle} before anything is read."
+        f"reading labels and detections and writing the page included. Greatest memory {' and then '.join(memory)} MB, "
+        f"of which PyTorch and Ultralytics take {idle} before anything is read."
     )
     tail = f"`python {shlex.join(['benchmarks/evaluate_speed.py', *sys.argv[1:]])}`, {describe_machine(('numpy',))}"
     args.out.mkdir(parents=True, exist_ok=True)
