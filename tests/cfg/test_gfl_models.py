@@ -226,6 +226,7 @@ def test_the_papers_recipe_is_understood() -> None:
     recipe = read_recipe("paper.yaml")
     cli._check_keys("train", dict(recipe))  # refuses unknown ones
     config = DistillConfig.from_dict({k: v for k, v in recipe.items() if k in DistillConfig.keys()})
-    assert [Path(t).stem for t in config.teachers] == ["gfl-resnet152", "gfl-resnet101", "gfl-resnet50"]
-    assert config.fusion == "lwff" and config.adv_weight > 0 and config.dist_weight > 0
+    assert [Path(t).stem for t in config.run.teachers] == ["gfl-resnet152", "gfl-resnet101", "gfl-resnet50"]
+    options = config.methods["meddet"]
+    assert options.fusion == "lwff" and options.adv_weight > 0 and options.dist_weight > 0
     assert recipe["model"] == "meddet-gfl-mobilenetv2.yaml" and recipe["imgsz"] == 512
