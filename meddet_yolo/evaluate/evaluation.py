@@ -24,6 +24,7 @@ from meddet_yolo.evaluate.measuring import (
     scores_of,
 )
 from meddet_yolo.evaluate.noise import STRENGTHS, NoiseResult, noise_robustness, short_names
+from meddet_yolo.evaluate.page.cards import check_folder
 from meddet_yolo.evaluate.page.page import write_page
 from meddet_yolo.evaluate.pool import Pool
 from meddet_yolo.evaluate.recalibration import FITS, hits_of, recalibrated
@@ -145,6 +146,7 @@ def evaluate(
     owners = {} if table is None else _patient_column(table, patient)
     truth = truth_of(data, split, **owners)
     folder = Path(out) if out is not None else Path("runs") / "evaluate" / f"{Path(data).stem}-{split}"
+    check_folder(folder)
     common = {"hit": hit, "iou": iou}
     groups = patients_of(truth)
     how: dict[str, Any] = {"rounds": rounds, "seed": seed, "level": level}

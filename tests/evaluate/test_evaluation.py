@@ -337,3 +337,14 @@ def test_noise_is_joined_in_and_without_it_accuracy_is_vals(tiny_data, tiny_teac
     assert told[1]["sigma"] == 0.2 and (tmp_path / "out" / "noise" / "noise.csv").is_file()
     page = (tmp_path / "out" / "report.html").read_text()
     assert 'id="noise-0"' in page and "## Under noise" in (tmp_path / "out" / "evaluation.md").read_text()
+
+
+def test_a_readme_of_others_is_not_overwritten_and_ours_is(data):
+    out = data.parent / "out"
+    arguments = {"model": _detections(data, "a", 1), "data": data, "out": out, "rounds": 3, "measures": "counts"}
+    evaluate(**arguments)
+    evaluate(**arguments)
+    (out / "README.md").write_text("# My project\n\nabout meddet-yolo\n")
+    with pytest.raises(ValueError, match=r"has a README\.md of its own"):
+        evaluate(**arguments)
+    assert (out / "README.md").read_text().startswith("# My project")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from meddet_yolo.evaluate.page.provenance import Provenance, hash_of_labels, ver
 from meddet_yolo.evaluate.page.words import about_comparison, about_intervals, about_model
 from meddet_yolo.evaluate.results import Evaluation
 
-__all__ = ["INTENDED_USE", "LIMITS", "data_card", "readme"]
+__all__ = ["INTENDED_USE", "LIMITS", "check_folder", "data_card", "readme"]
+
+_TAG = "meddet-yolo"
 
 INTENDED_USE = (
     "Research on the detection of findings in images: comparing detectors, methods and data. It is no medical device "
@@ -29,6 +32,20 @@ LIMITS = (
     "A confidence is no probability of a finding unless the reliability diagram says so.",
     "A threshold that was chosen on the images it is judged on looks better there than it is.",
 )
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder whose `README.md` is not a model card of ours, so that none is lost.
+
+    Raises:
+        ValueError: There is such a file.
+    """
+    file = folder / "README.md"
+    if not file.is_file():
+        return
+    before, _, rest = file.read_text(encoding="utf-8", errors="replace").partition("---\n")
+    if before or _TAG not in rest.partition("---\n")[0]:  # our metadata comes first
+        raise ValueError(f"out={folder} has a README.md of its own, which the model card would overwrite: give another")
 
 
 def data_card(result: Evaluation, truth: TruthSet, name: str) -> dict[str, str]:
@@ -114,7 +131,7 @@ def _metadata(result: Evaluation, origin: Provenance, data: dict[str, str]) -> d
     metadata |= {
         "library_name": "ultralytics",
         "pipeline_tag": "object-detection",
-        "tags": ["object-detection", "ultralytics", "yolo", "meddet-yolo", "research-only"],
+        "tags": ["object-detection", "ultralytics", "yolo", _TAG, "research-only"],
         "metrics": [score["type"] for score in scores],
         "model-index": [
             {
