@@ -73,7 +73,7 @@ def test_every_recorded_result_is_on_the_page_of_results(hooks):
 @pytest.mark.slow
 def test_site_is_whole_and_uses_no_network(site):
     pages = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
-    assert {"index.html", "reference/distill.html", "repository/CHANGELOG.html"} <= pages
+    assert {"index.html", "tutorial.html", "reference/distill.html", "repository/CHANGELOG.html"} <= pages
     assert "repository/benchmarks/results/spider_distillation.html" in pages
     assert not list(site.rglob("site_hooks.py"))
     tags = re.compile(r"<(?:script|img|iframe|link[^>]*rel=[\"']?(?:stylesheet|preconnect|icon))[^>]*>")
