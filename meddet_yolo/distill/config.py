@@ -34,6 +34,10 @@ class RunOptions(Options):
             predictions, one of another number of classes with its features alone.
         distill_warmup: Epochs over which the weights of the distillation terms rise linearly from 0, at least 0;
             fractions allowed.
+        distill_schedule: What the weights do after the warm-up: `constant`, or `cosine`, which lets them fall to a
+            tenth by the end of distillation.
+        distill_stop: Last epochs without distillation, at least 0; None ends it where mosaic does (`close_mosaic`, if
+            the run has mosaic and more epochs than that).
         drown_warning: Warn when the distillation terms exceed this share of the student's total loss, in (0, 1].
 
     Raises:
@@ -51,6 +55,8 @@ class RunOptions(Options):
     teacher_imgsz: int | list[int] | None = None
     teacher_classes: dict[Any, Any] | list[dict[Any, Any] | None] | None = None
     distill_warmup: float = 3.0
+    distill_schedule: str = "constant"
+    distill_stop: int | None = None
     drown_warning: float = 0.5
 
     def __post_init__(self) -> None:
@@ -62,6 +68,8 @@ class RunOptions(Options):
         self.put("teacher_imgsz", _sizes(self.teacher_imgsz, len(self.teachers)))
         self.put("teacher_classes", read_class_maps(self.teacher_classes, len(self.teachers)))
         self.put("distill_warmup", number("distill_warmup", self.distill_warmup, low=0))
+        self.put("distill_schedule", choice("distill_schedule", self.distill_schedule, ("constant", "cosine")))
+        self.put("distill_stop", _stop(self.distill_stop))
         self.put("drown_warning", number("drown_warning", self.drown_warning, low=0, high=1, open_low=True))
 
     @property
@@ -182,6 +190,15 @@ def _source(value: Any) -> str:
     if not isinstance(value, str | Path) or not str(value).strip():
         raise ValueError(f"inherit must be auto, none or the path of a checkpoint, got {value!r}.")
     return str(value).lower() if str(value).lower() in {"auto", "none"} else str(value)
+
+
+def _stop(value: Any) -> int | None:
+    """Check the number of epochs at the end that go without distillation."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 0:
+        raise ValueError(f"distill_stop must be a whole number of 0 or more, or empty, got {value!r}.")
+    return int(value)
 
 
 def _sizes(value: Any, num_teachers: int) -> int | list[int] | None:

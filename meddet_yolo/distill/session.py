@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -18,6 +19,7 @@ from meddet_yolo.distill.teachers import Teacher
 __all__ = ["DistillSession"]
 
 GRADIENT_NORM = 10.0  # as Ultralytics clips the student
+LAST_WEIGHT = 0.1  # what a cosine schedule falls to, as in detectors that ship with distillation
 ADAM_BETAS = (0.5, 0.999)  # of the adversaries' optimizers, customary since DCGAN
 
 
@@ -36,6 +38,8 @@ class DistillSession:
         config: The options.
         imgsz: Side of the student's input in pixels.
         device: Where the methods' modules belong.
+        epochs: Number of epochs with distillation, after which neither teachers nor methods run; None does not end it,
+            and leaves a cosine schedule without an end to fall towards, which is refused.
 
     Attributes:
         config: The options.
@@ -44,7 +48,7 @@ class DistillSession:
         item_names: The names of the items that the last `loss` returned.
 
     Raises:
-        ValueError: If a method cannot learn from a teacher.
+        ValueError: If a method cannot learn from a teacher, or a schedule has no end.
 
     Examples:
         >>> from ultralytics.nn.tasks import DetectionModel
@@ -67,8 +71,12 @@ class DistillSession:
         config: DistillConfig,
         imgsz: int,
         device: torch.device | str = "cpu",
+        epochs: int | None = None,
     ) -> None:
+        if epochs is None and config.run.distill_schedule == "cosine":
+            raise ValueError("distill_schedule=cosine needs the number of epochs; give epochs, or choose constant")
         self.config = config
+        self._epochs = epochs
         self.teachers = list(teachers)
         specs = [teacher.spec_at(imgsz) for teacher in self.teachers]
         methods: dict[str, DistillMethod] = {}
@@ -87,6 +95,8 @@ class DistillSession:
         self._epoch, self._batch, self._batches = 0, 0, 1
         self._sums: dict[str, Tensor] = {}
         self._shares: frozenset[str] = frozenset()
+        self._zeros: tuple[Tensor, dict[str, Tensor]] | None = None  # what `loss` returns once distillation is over
+        self._measured: dict[str, Tensor] = {}  # the same of the epoch's sums, so that a log's columns stay
         self.item_names: frozenset[str] = frozenset()
         if _world_size() > 1:
             for tensor in chain(self.methods.parameters(), self.methods.buffers()):
@@ -110,7 +120,13 @@ class DistillSession:
         The activations that the student keeps would crowd theirs out of the memory at hand, which on a CPU made them a
         third slower.
         """
-        self._seen = [teacher(images) for teacher in self.teachers]
+        idle = self.over and self._zeros is not None
+        self._seen = [] if idle else [teacher(images) for teacher in self.teachers]
+
+    @property
+    def over(self) -> bool:
+        """Whether the epoch is one of the last, which go without distillation."""
+        return self._epochs is not None and self._epoch >= self._epochs
 
     def loss(
         self, student: DetectorOutput, batch: Mapping[str, Any], detection: Tensor, *, head_loss: HeadLoss
@@ -135,6 +151,9 @@ class DistillSession:
         teachers, self._seen = self._seen, None
         scheduled = self._schedule()
         self._batch += 1
+        if self.over and self._zeros is not None:
+            self._sums = {name: torch.zeros_like(value) for name, value in self._measured.items()}
+            return self._zeros
         weighted: dict[str, Tensor] = {}
         teaching: dict[str, Tensor] = {}
         for method in self._methods():
@@ -157,7 +176,12 @@ class DistillSession:
             for name, value in metrics.items():
                 self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
         self.item_names = frozenset(items)
-        return torch.stack(list(weighted.values())), items
+        terms = torch.stack(list(weighted.values()))
+        if self.over:  # the first such batch of a process only: it tells the names of the items
+            self._sums = self._measured = {name: torch.zeros_like(value) for name, value in self._sums.items()}
+            self._zeros = torch.zeros_like(terms), {name: torch.zeros_like(value) for name, value in items.items()}
+            return self._zeros
+        return terms, items
 
     def step(self, gradient_scale: float = 1.0) -> None:
         """Step the adversaries on the last batch; average and clip the gradients of the methods' other modules.
@@ -166,6 +190,8 @@ class DistillSession:
             gradient_scale: What mixed precision has multiplied the gradients by; clipping at the scaled norm is
                 clipping after unscaling.
         """
+        if self.over:
+            return
         for opponent in self._opponents:
             self._step_opponent(opponent)
         parameters = self.parameters()
@@ -197,7 +223,12 @@ class DistillSession:
         """Return the factor of the scheduled terms at this batch."""
         warmup = self.config.run.distill_warmup
         done = self._epoch + self._batch / self._batches
-        return min(1.0, done / warmup) if warmup else 1.0
+        if done < warmup:
+            return done / warmup
+        if self._epochs is None or self.config.run.distill_schedule == "constant":
+            return 1.0
+        share = min(1.0, (done - warmup) / max(self._epochs - warmup, 1e-9))
+        return LAST_WEIGHT + (1 - LAST_WEIGHT) * (1 + math.cos(math.pi * share)) / 2
 
     def _methods(self) -> Iterator[DistillMethod]:
         return (method for method in self.methods.values() if isinstance(method, DistillMethod))

@@ -284,7 +284,8 @@ class DistillTrainer(DetectionTrainer):
         for teacher in self.teachers:
             teacher.to(self.device)
         spec = detector_spec(student, "student")
-        session = DistillSession(spec, self.teachers, self.distill_config, self.args.imgsz, self.device)
+        epochs = self._distilled_epochs()
+        session = DistillSession(spec, self.teachers, self.distill_config, self.args.imgsz, self.device, epochs)
         if RANK in {-1, 0}:
             for teacher in self.teachers:
                 seen = teacher.spec_at(self.args.imgsz)
@@ -299,6 +300,18 @@ class DistillTrainer(DetectionTrainer):
         """Begin an epoch as the stock trainer does, with random numbers that depend on nothing before it."""
         super()._model_train()
         begin_epoch(self)
+
+    def _distilled_epochs(self) -> int:
+        """Return the number of epochs with distillation, which by default ends where Ultralytics closes mosaic."""
+        stop = self.distill_config.run.distill_stop
+        if stop is None:
+            closed = self.args.close_mosaic if self.args.mosaic else 0
+            stop = closed if closed < self.epochs else 0
+        if stop >= self.epochs:
+            raise ValueError(
+                f"distill_stop={stop} leaves none of the {self.epochs} epochs to distillation; lower it or raise epochs"
+            )
+        return self.epochs - stop
 
     # Steps ----------------------------------------------------------------------------------------------------------
 

@@ -86,6 +86,8 @@ def test_several_methods_each_have_their_own_options():
         ({"teachers": ["a", "b"], "teacher_imgsz": (320, 640)}, "teacher_imgsz", [320, 640]),
         ({"teacher_imgsz": 320.0}, "teacher_imgsz", 320),
         ({"distill_warmup": 0}, "distill_warmup", 0.0),
+        ({"distill_stop": 0}, "distill_stop", 0),
+        ({"distill_stop": None}, "distill_stop", None),
         ({"adv_weight": 0}, "adv_weight", 0.0),
     ],
 )
@@ -117,6 +119,9 @@ def test_conversions(given, field, expected):
         ({"distill": []}, r"distill must be a method or a list of them"),
         ({"distill": "l2", "fusion": "sum"}, r"fusion=sum is an option of distill=meddet, but this run has distill=l2"),
         ({"l2_weight": 2}, r"l2_weight=2 is an option of distill=l2, but this run has distill=meddet"),
+        ({"distill_stop": -1}, r"distill_stop must be a whole number of 0 or more, or empty, got -1"),
+        ({"distill_stop": False}, r"distill_stop must be a whole number .* got False"),
+        ({"distill_schedule": "cos"}, r"distill_schedule must be one of constant, cosine, got 'cos'"),
         ({"trust": "yes"}, r"trust must be true or false, got 'yes'"),
         ({"teachers": 3}, r"teachers must be a checkpoint path or a list of them, .* got 3"),
         ({"teachers": ["a.pt", ""]}, r"teachers must be a checkpoint path"),

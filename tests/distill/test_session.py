@@ -25,10 +25,11 @@ def detectors() -> list[Any]:
     return models
 
 
-def start(detectors: list[Any], **options: Any) -> DistillSession:
+def start(detectors: list[Any], epochs: int | None = None, **options: Any) -> DistillSession:
     teachers = [Teacher(model, name=f"t{i}.pt") for i, model in enumerate(detectors)]
     torch.manual_seed(0)
-    session = DistillSession(STUDENT, teachers, DistillConfig.from_dict({"distill_warmup": 0, **options}), imgsz=64)
+    config = DistillConfig.from_dict({"distill_warmup": 0, **options})
+    session = DistillSession(STUDENT, teachers, config, imgsz=64, epochs=epochs)
     session.start_epoch(0, batches=4)
     return session
 
@@ -81,6 +82,43 @@ def test_scheduled_terms_rise_by_the_batch_and_from_the_start_of_an_epoch_begun_
     assert one_step(session)[0][0] == 0
     session.start_epoch(1, batches=4)
     torch.testing.assert_close(one_step(session)[0][:2], reference[:2] / 2)
+
+
+def test_a_cosine_falls_to_a_tenth_by_the_end_of_distillation(detectors):
+    session = start(detectors, epochs=9, distill="pkd", distill_warmup=1, distill_schedule="cosine")
+    full = one_step(start(detectors, distill="pkd"))[0]
+    expected = {0: 0.0, 1: 1.0, 3: 0.1 + 0.9 * (1 + 0.5**0.5) / 2, 5: 0.55, 7: 0.1 + 0.9 * (1 - 0.5**0.5) / 2}
+    for epoch, factor in expected.items():
+        session.start_epoch(epoch, batches=4)
+        torch.testing.assert_close(one_step(session)[0], full * factor)
+    session.start_epoch(8, batches=10**9)  # from its middle on it is all but over
+    session._batch = 10**9 - 1
+    torch.testing.assert_close(one_step(session)[0], full * 0.1, rtol=1e-4, atol=0)
+    with pytest.raises(ValueError, match="distill_schedule=cosine needs the number of epochs"):
+        start(detectors, distill_schedule="cosine")
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_in_the_last_epochs_neither_teachers_nor_methods_run(detectors, monkeypatch, resumed):
+    session = start(detectors, epochs=2, distill=["meddet", "pkd"])
+    names = list(one_step(session)[1])
+    columns = list(session.epoch_metrics())
+    if resumed:  # a process that has seen no batch before the end
+        session = start(detectors, epochs=2, distill=["meddet", "pkd"])
+    session.start_epoch(2, batches=4)
+    student = student_maps(grad=True)
+    before = {k: v.clone() for k, v in session.methods.named_parameters()}
+    for _ in range(2):
+        terms, items = one_step(session, student)
+        assert terms.eq(0).all() and not terms.requires_grad and list(items) == names
+        assert all(value == 0 for value in items.values())
+        session.step()
+    assert all(torch.equal(v, before[k]) for k, v in session.methods.named_parameters())
+    assert session.epoch_metrics() == dict.fromkeys(columns, 0) and session.drowning(items) == ""
+    monkeypatch.setattr(Teacher, "__call__", lambda self, images: pytest.fail("a teacher ran"))
+    session.start_epoch(3, batches=4)
+    one_step(session, student)
+    assert session.epoch_metrics() == dict.fromkeys(columns, 0)  # a log keeps its columns
 
 
 def test_items_are_the_terms_their_shares_and_the_progress_measures(detectors):

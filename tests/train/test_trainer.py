@@ -244,7 +244,7 @@ def test_the_student_gets_no_gradient_from_the_guard(settings: Settings, teacher
 
 
 def test_weights_warm_up(settings: Settings, teachers: list[str]) -> None:
-    trainer = prepared(settings, teachers=teachers, distill_warmup=4)
+    trainer = prepared(settings, teachers=teachers, distill_warmup=4, epochs=20, distill_stop=0)
     batch, terms = first_batch(trainer), []
     for epoch in (0, 1, 2, 4, 8):
         begin_epoch(trainer, epoch)
