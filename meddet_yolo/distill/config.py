@@ -21,7 +21,8 @@ class RunOptions(Options):
     The weights and the schedule are our own decisions: the MedDet paper (arXiv 2409.00204) gives none.
 
     Attributes:
-        teachers: Checkpoints of the teachers, one or more.
+        teachers: Checkpoints of the teachers, one or more; also `timm:NAME` and `torchvision:NAME`, or
+            `timm:NAME@FILE`.
         distill: Distillation method, or a list of several whose terms are added.
         trust: Load teacher checkpoints without safe mode. A checkpoint is a pickle and can run code: only for files you
             made or trust.

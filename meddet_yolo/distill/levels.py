@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from meddet_yolo.distill.method import DetectorSpec
 
-__all__ = ["match_levels", "match_teacher", "unmatched_levels"]
+__all__ = ["choose_stages", "match_levels", "match_teacher", "unmatched_levels"]
 
 
 def match_teacher(student: DetectorSpec, teacher: DetectorSpec) -> list[int]:
@@ -84,3 +84,32 @@ def unmatched_levels(student_strides: Sequence[float], teacher_strides: Sequence
         with suppress(ValueError):  # without a counterpart, it matches nothing
             matched.update(match_levels([stride], teacher_strides))
     return [index for index in range(len(teacher_strides)) if index not in matched]
+
+
+def choose_stages(strides: Sequence[float], stages: Sequence[float]) -> list[int]:
+    """Choose for every stride the stage of a network whose maps are resampled to it.
+
+    It is of the nearest stride, the finer of two. Where several stages have that stride, as all of a vision transformer
+    have, the levels that read it take stages evenly from shallow to deep, the coarsest level the deepest (our own
+    decision: a coarse level speaks of whole objects).
+
+    Args:
+        strides: Strides wanted, fine to coarse.
+        stages: Strides of the stages, shallow to deep, in the same unit.
+
+    Returns:
+        One index into `stages` for each of `strides`.
+
+    Examples:
+        >>> choose_stages([8, 16, 32], [4, 8, 16, 32])
+        [1, 2, 3]
+        >>> choose_stages([8, 16, 32], [16] * 12)
+        [3, 7, 11]
+    """
+    nearest = [min(stages, key=lambda s: (max(s / stride, stride / s), s)) for stride in strides]
+    chosen = []
+    for i, stride in enumerate(nearest):
+        group = [k for k, s in enumerate(stages) if s == stride]
+        place, levels = nearest[: i + 1].count(stride), nearest.count(stride)
+        chosen.append(group[-(-place * len(group) // levels) - 1])
+    return chosen

@@ -78,6 +78,8 @@ class DistillSession:
         self.config = config
         self._epochs = epochs
         self.teachers = list(teachers)
+        for teacher in self.teachers:
+            teacher.resample_to(student.strides, imgsz)
         specs = [teacher.spec_at(imgsz) for teacher in self.teachers]
         methods: dict[str, DistillMethod] = {}
         with torch.random.fork_rng(devices=[]):

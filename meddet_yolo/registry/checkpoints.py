@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["load_detector"]
 
 
-def load_detector(path: str | Path, trust: bool = False) -> nn.Module:
+def load_detector(path: str | Path, trust: bool = False, tasks: Collection[str] = ("detect",)) -> nn.Module:
     """Load a trained Ultralytics detector, refusing a checkpoint that would run foreign code.
 
     A checkpoint is a pickle, and a pickle can call anything. By default only layers of torch, of Ultralytics and of
@@ -24,6 +24,7 @@ def load_detector(path: str | Path, trust: bool = False) -> nn.Module:
     Args:
         path: A `.pt` checkpoint. An official name such as "yolo11s.pt" that is not here is downloaded by Ultralytics.
         trust: Load the file with plain pickle, which executes whatever it holds. Nothing is ever installed for it.
+        tasks: Tasks that the model may be for; a model for "segment" or "pose" holds a detector, too.
 
     Returns:
         The detection model: float32, eval mode, on the CPU, with `names` (dict), `stride`, `yaml`, `args`, `pt_path`.
@@ -38,13 +39,13 @@ def load_detector(path: str | Path, trust: bool = False) -> nn.Module:
         >>> teacher.names  # doctest: +SKIP
         {0: 'disc'}
     """
-    from ultralytics.nn import tasks
+    from ultralytics.nn.tasks import torch_safe_load
 
     file = _checkpoint_file(path)
     with trusting(trust or is_trusted()):
-        checkpoint, _ = tasks.torch_safe_load(str(file))
+        checkpoint, _ = torch_safe_load(str(file))
     model = checkpoint.get("ema") or checkpoint.get("model")
-    return _as_detector(model, checkpoint.get("train_args") or {}, file)
+    return _as_detector(model, checkpoint.get("train_args") or {}, file, tasks)
 
 
 def _checkpoint_file(path: str | Path) -> Path:
@@ -74,7 +75,7 @@ def _checkpoint_file(path: str | Path) -> Path:
     return file
 
 
-def _as_detector(model: Any, train_args: Mapping[str, Any], file: Path) -> nn.Module:
+def _as_detector(model: Any, train_args: Mapping[str, Any], file: Path, tasks: Collection[str]) -> nn.Module:
     """Check that a checkpoint's model is a detector and bring it into the form that Ultralytics gives loaded models."""
     import torch
     from ultralytics.nn.modules import Detect, RTDETRDecoder
@@ -88,11 +89,13 @@ def _as_detector(model: Any, train_args: Mapping[str, Any], file: Path) -> nn.Mo
     detector.task = getattr(model, "task", None) or guess_model_task(model)
     layers = getattr(model, "model", None)
     head = layers[-1] if isinstance(layers, torch.nn.Sequential) and len(layers) else None
-    if detector.task != "detect" or not isinstance(head, Detect | RTDETRDecoder):
+    if detector.task not in tasks or not isinstance(head, Detect | RTDETRDecoder):
         kind = f"{type(model).__name__} for task {detector.task!r}"
         if head is not None:
             kind += f" with head {type(head).__name__}"
-        raise TypeError(f"{file} is a {kind}; expected a YOLO or RT-DETR detector (task 'detect', head Detect)")
+        raise TypeError(
+            f"{file} is a {kind}; expected a YOLO or RT-DETR detector (task {' or '.join(map(repr, tasks))})"
+        )
     detector.float().eval()
     detector.pt_path = str(file)
     names = detector.names

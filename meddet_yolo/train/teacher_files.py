@@ -1,4 +1,4 @@
-"""Teachers as a run's arguments name them: checkpoint files, or models that were handed in."""
+"""Teachers as a run's arguments name them: checkpoint files, models of other packages, or ones that were handed in."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from ultralytics.engine.model import Model
 
+from meddet_yolo.distill.adapters import is_named, open_named, weights_file, with_absolute_file
 from meddet_yolo.distill.config import RunOptions
 from meddet_yolo.registry import load_detector
 
 __all__ = ["TeacherFiles"]
 
 _GIVEN = "<model {}>"  # stands for a loaded model in the arguments of a run, which hold plain values only
+_TASKS = ("detect", "segment", "pose")  # of Ultralytics' models that hold a detector
 
 
 class TeacherFiles:
@@ -23,7 +26,8 @@ class TeacherFiles:
 
     Attributes:
         given: Models that were handed in.
-        digests: The SHA-256 of every teacher file as it was loaded; nothing for a model that was handed in.
+        digests: The SHA-256 of every teacher file as it was loaded, or of the weights where no file was named; nothing
+            for a model that was handed in.
     """
 
     def __init__(self) -> None:
@@ -42,6 +46,9 @@ class TeacherFiles:
                 self.given.append(module)
             else:
                 path = Path(str(teacher)).expanduser()
+                if is_named(str(teacher)):
+                    names.append(with_absolute_file(str(teacher)))
+                    continue
                 names.append(str(path.resolve()) if path.exists() else str(teacher))
         return names
 
@@ -52,6 +59,7 @@ class TeacherFiles:
 
         Raises:
             FileNotFoundError: If a teacher file is missing.
+            ModuleNotFoundError: If a teacher is of a package that is not installed.
             TypeError: If a teacher is no detection model.
             ValueError: If a file is damaged, unsafe or being written, or a model that was handed in is not at hand.
         """
@@ -68,9 +76,15 @@ class TeacherFiles:
                 )
             self.digests.append("")
             return self.given[index]
-        before = _digest(name)
-        model = load_detector(name, trust=trust)
-        self.digests.append(_digest(str(model.pt_path)))  # an official one may have been downloaded
+        named = is_named(name)
+        file = weights_file(name) if named else name
+        before = _digest(file)
+        if named:
+            model = open_named(name)
+            self.digests.append(_digest(file) or _digest_of_weights(model))
+        else:
+            model = load_detector(name, trust=trust, tasks=_TASKS)
+            self.digests.append(_digest(str(model.pt_path)))  # an official one may have been downloaded
         if before not in {"", self.digests[-1]}:
             raise ValueError(
                 f"Teacher {name} was changed while it was being loaded; start again when it is written wholly"
@@ -101,3 +115,12 @@ def _digest(name: str) -> str:
     """Return the SHA-256 of a file, or nothing where there is none."""
     path = Path(name)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def _digest_of_weights(model: nn.Module) -> str:
+    """Return the SHA-256 of a model's weights, for one that no file was named for."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

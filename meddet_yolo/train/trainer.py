@@ -145,7 +145,7 @@ class DistillTrainer(DetectionTrainer):
         if wanted == "none" or (wanted == "auto" and isinstance(pretrained, (str, Path))):
             return []
         if wanted == "auto":
-            return teachers
+            return [teacher for teacher in teachers if _is_plain_detector(teacher)]
         if isinstance(pretrained, (str, Path)):
             raise ValueError(
                 f"inherit={wanted} and pretrained={pretrained} both give the student its first weights; choose one"
@@ -425,6 +425,11 @@ def _is_file(value: Any) -> bool:
 
 class _AllEpochsDone(Exception):
     """A run that is resumed has no epoch left."""
+
+
+def _is_plain_detector(model: Any) -> bool:
+    """Return whether a teacher is a detector of Ultralytics' or ours, of no other task and no other package."""
+    return getattr(model, "task", "detect") == "detect" and isinstance(getattr(model, "model", None), nn.Sequential)
 
 
 def _extend_criterion(trainer: DistillTrainer) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
-from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, SegmentationModel
+from ultralytics.nn.tasks import DetectionModel, PoseModel, RTDETRDetectionModel, SegmentationModel
 
 from meddet_yolo.distill.teachers import Teacher, probe_neck
 
@@ -59,10 +61,10 @@ def test_a_teacher_is_frozen_and_has_no_head() -> None:
     model = detector()
     teacher = Teacher(model)
     assert not isinstance(teacher, nn.Module)
-    assert not any(p.requires_grad for p in teacher.layers.parameters())
-    assert not any(m.training for m in teacher.layers.modules())
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in teacher.layers.modules())
-    assert not any(type(m) is type(model.model[-1]) for m in teacher.layers.modules())
+    assert not any(p.requires_grad for p in teacher._network.layers.parameters())
+    assert not any(m.training for m in teacher._network.layers.modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in teacher._network.layers.modules())
+    assert not any(type(m) is type(model.model[-1]) for m in teacher._network.layers.modules())
     assert not teacher(torch.rand(1, 3, 64, 64, requires_grad=True)).feats[0].requires_grad
 
 
@@ -137,6 +139,23 @@ def test_probing_restores_the_mode_of_every_layer() -> None:
     assert all(torch.equal(a, b) for a, b in zip(means, model.buffers(), strict=True))
 
 
-def test_segmentation_models_have_a_neck_but_are_refused_when_loaded() -> None:
-    # The neck alone cannot tell the task: the loader checks it, see tests/test_registry.py.
-    assert Teacher(SegmentationModel("yolo11n-seg.yaml", nc=2, verbose=False)).strides == [8.0, 16.0, 32.0]
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [
+        ("yolo11n-seg", SegmentationModel),
+        ("yolo11n-pose", PoseModel),
+        ("yolo26n-seg", SegmentationModel),
+        ("yolo26n-pose", PoseModel),
+    ],
+)
+def test_of_other_tasks_the_detection_part_serves(name: str, build: Any) -> None:
+    model = build(f"{name}.yaml", nc=2, verbose=False).eval()
+    images = torch.rand(1, 3, 64, 64)
+    output = Teacher(model)(images)
+    with torch.no_grad():
+        model.model[-1].training = True
+        preds = model(images)
+    preds = preds.get("one2many", preds)
+    assert output.logits is not None
+    torch.testing.assert_close(output.logits, preds["scores"], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(output.boxes, preds["boxes"], rtol=1e-3, atol=1e-3)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from ultralytics import YOLO
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, PoseModel, SegmentationModel
 from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.checks import check_yaml
 
@@ -72,6 +72,62 @@ def test_eight_classes_teach_with_predictions_where_they_are_mapped(
     assert saved["teacher_classes"] == "{disc:0,7:0}"
 
 
+@pytest.mark.parametrize(("layout", "build"), [("yolo11-seg", SegmentationModel), ("yolo11-pose", PoseModel)])
+def test_the_detection_part_of_other_tasks_teaches(
+    train: Train, tmp_path: Path, messages: list[str], tiny_data: Path, layout: str, build: Any
+) -> None:
+    names = YAML.load(tiny_data)["names"]
+    teacher = tiny_checkpoint(tmp_path / f"{layout}.pt", names, build, layout)
+    assert train(teachers=teacher, distill="l2") == 0
+    assert line_of(messages, layout).endswith("features and predictions")
+    assert student_is_plain(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_backbone_of_timm_teaches_and_a_run_with_it_resumes(
+    train: Train, tmp_path: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "w.pth")
+    monkeypatch.chdir(tmp_path)
+    teacher = tiny_checkpoint(tmp_path / "eight.pt", EIGHT)
+    stop_after(monkeypatch, 1)
+    assert train(teachers=f"timm:test_vit@w.pth,{teacher}", epochs=2) == 130
+    assert "(64@/8, 64@/16, 64@/32), features only: has no dense ones" in line_of(messages, "timm:test_vit@")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path.parent)  # the file's path was made absolute
+    last = tmp_path / "runs" / "run" / "weights" / "last.pt"
+    assert main(["train", f"model={last}", "resume=True"]) == 0
+    rows = (tmp_path / "runs" / "run" / "results.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == ["1", "2"]
+    assert student_is_plain(tmp_path)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
+    """Interrupt a training when an epoch has been saved, as a person would."""
+    from meddet_yolo import DistillTrainer
+
+    save = DistillTrainer.save_model
+
+    def saved(trainer: Any) -> Any:
+        done = save(trainer)
+        if trainer.epoch + 1 == epochs:
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(DistillTrainer, "save_model", saved)
+
+
+def test_a_detector_of_torchvision_teaches(train: Train, tmp_path: Path, messages: list[str]) -> None:
+    from torchvision.models import get_model
+
+    name = "fasterrcnn_mobilenet_v3_large_fpn"
+    torch.save(get_model(name, weights=None, weights_backbone=None).state_dict(), tmp_path / "w.pth")
+    assert train(teachers=f"torchvision:{name}@{tmp_path / 'w.pth'}") == 0
+    assert "(256@/8, 256@/16, 256@/32), features only" in line_of(messages, name)
+    assert student_is_plain(tmp_path)
+
+
 def test_the_plan_says_what_a_teacher_serves_with(train: Train, tmp_path: Path, capsys: Any) -> None:
     teacher = tiny_checkpoint(tmp_path / "eight.pt", EIGHT)
     assert train(teachers=teacher, check=True) == 0
@@ -85,11 +141,14 @@ def test_the_plan_says_what_a_teacher_serves_with(train: Train, tmp_path: Path, 
         ({"distill": "l2"}, "teacher_classes can map"),
         ({"distill": "l2", "teacher_classes": "{dics:0}"}, "has no class 'dics'"),
         ({"teacher_classes": "disc"}, "teacher_classes must map"),
+        ({"teachers": "timm:no_such"}, "timm has no such model"),
+        ({"teachers": "tim:resnet18"}, "did you mean timm:?"),
+        ({"teachers": "torchvision:fcos_resnet50_fpn@none.pth"}, "there is no file "),
     ],
 )
 def test_mistakes_are_one_line(
     train: Train, tmp_path: Path, capsys: Any, options: dict[str, Any], message: str
 ) -> None:
-    assert train(teachers=tiny_checkpoint(tmp_path / "eight.pt", EIGHT), **options) == 1
+    assert train(**{"teachers": tiny_checkpoint(tmp_path / "eight.pt", EIGHT), **options}) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("meddet: error: ") and message in error
