@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 
-from meddet_yolo import cli
+from meddet_yolo import arguments, cli
 from tests.docs.blocks import PAGES, ROOT, blocks
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -33,14 +33,14 @@ def test_pages_have_commands_in_fenced_blocks():
 
 @pytest.mark.parametrize(("block", "words"), named(MEDDET))
 def test_every_meddet_command_has_keys_that_exist(block, words):
-    args, _ = cli._take_trust(words[1:])
-    positional, options = cli._parse(args)
+    args, _ = arguments.take_trust(words[1:])
+    positional, options = arguments.parse(args)
     mode = positional[0]
     cfg = options.pop("cfg", None)
-    if mode in cli.MODES:
+    if mode in arguments.MODES:
         assert positional == [mode]
         if cfg in {"default.yaml", "paper.yaml"}:
-            options = {**cli._recipe(cfg), **options}
+            options = {**arguments.read_recipe(cfg), **options}
         cli._check_keys(mode, {**options})
         return
     if mode in {"help", "version", "settings", "checks"}:
