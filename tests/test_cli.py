@@ -338,7 +338,7 @@ def meddet(*args: str, cwd: Path) -> subprocess.Popen:
         signal.signal(signal.SIGINT, handler)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("trains, in processes")
 def test_train_interrupt_resume_validate_predict_export(tiny_data, tiny_teachers, tmp_path):
     teachers = ",".join(map(str, tiny_teachers))
     common = [f"data={tiny_data}", "imgsz=64", "device=cpu", "workers=0", "plots=False"]

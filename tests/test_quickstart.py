@@ -25,7 +25,7 @@ def stamps(folder) -> dict[str, int]:
     return {name: (folder / name).stat().st_mtime_ns for name in (*WEIGHTS, "report.json")}
 
 
-@pytest.mark.slow
+@pytest.mark.slow("trains")
 def test_it_leaves_models_report_and_pictures(folder):
     students = [YOLO(folder / name).model for name in WEIGHTS[2:]]
     # Same seed, same number of steps: only distillation can have made the two differ.
@@ -39,7 +39,7 @@ def test_it_leaves_models_report_and_pictures(folder):
     assert picture.stat().st_size > 1000
 
 
-@pytest.mark.slow
+@pytest.mark.slow("trains")
 def test_what_is_done_is_not_done_again(folder, capsys, monkeypatch):
     monkeypatch.setattr(quickstart, "TEACHERS", {"teacher-s": "yolo11n.yaml", "teacher-n": "yolov8n.yaml"})
     before = stamps(folder)
@@ -55,7 +55,7 @@ def test_what_is_done_is_not_done_again(folder, capsys, monkeypatch):
     assert changed == {"student-distilled.pt", "report.json"}
 
 
-@pytest.mark.slow
+@pytest.mark.slow("trains")
 def test_another_run_does_not_overwrite_this_one(folder, capsys):
     arguments = [f"{k}={v}" for k, v in {**ARGUMENTS, "epochs": 9}.items()]
     assert cli.main(["quickstart", f"out={folder}", *arguments]) == 1

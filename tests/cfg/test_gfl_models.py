@@ -109,7 +109,10 @@ def saved(model: DetectionModel, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in HEAVY else ()) for n in PAPER_MODELS])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow("exports large models") if n in HEAVY else ()) for n in PAPER_MODELS],
+)
 def test_onnx_equals_torch_and_both_predict(name: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model = alive(name)

@@ -33,7 +33,7 @@ def test_an_unknown_executor_is_refused(data_set, tmp_path):
         compare(data_set, "yolo11n.yaml", out=tmp_path / "out", folds=2, patient=r"(p\d+)_", executor="slurm")
 
 
-@pytest.mark.slow
+@pytest.mark.slow("starts processes")
 def test_runs_of_a_machine_that_is_lost_go_on_on_another(data_set, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster

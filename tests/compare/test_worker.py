@@ -97,7 +97,7 @@ def test_models_are_timed_once_and_again_with_a_new_one(out, tiny_teachers, monk
     assert measure_speed(folder, plan) == both
 
 
-@pytest.mark.slow
+@pytest.mark.slow("trains")
 def test_a_real_run_ends_with_its_comparison_and_resumes_from_its_last_epoch(out, tiny_teachers, data):
     folder, make = out
     before = sorted(data.parent.rglob("*"))

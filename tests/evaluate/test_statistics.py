@@ -112,7 +112,7 @@ def _coverage(sets: int, rounds: int, patients: int = 25) -> float:
     return held / sets
 
 
-@pytest.mark.slow
+@pytest.mark.slow("bootstraps")
 def test_intervals_hold_the_truth_as_often_as_they_say():
     assert 0.93 <= _coverage(sets=1000, rounds=500) <= 0.97
 

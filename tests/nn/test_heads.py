@@ -366,6 +366,7 @@ def test_channels_last_and_half(inject: str) -> None:
     torch.testing.assert_close(out["scores"].float(), head(maps())[1]["scores"], atol=0.05, rtol=0.05)
 
 
+@pytest.mark.slow("compiles")
 def test_torch_compile_traces_the_head_in_one_graph() -> None:
     for inject in INJECTIONS:
         head = build(inject=inject, end2end=True).train()

@@ -89,6 +89,7 @@ def test_importing_the_package_imports_neither_torch_nor_ultralytics() -> None:
     assert out.split() == ["False", "False"]
 
 
+@pytest.mark.slow("starts processes")
 @pytest.mark.parametrize("first", ["from meddet_yolo import NmODE2Block", "from meddet_yolo import MedDet"])
 def test_any_public_name_may_be_imported_first(first: str) -> None:
     """Our modules import Ultralytics, whose import calls for our modules."""

@@ -21,7 +21,7 @@ def accuracy(path, data, folder):
     return 100 * float(found.box.map)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("validates on real images")
 def test_int8_costs_less_than_a_point(spider, tmp_path):
     teacher = spider.parents[1] / "teachers" / "yolo11s_spider_disc2.pt"
     if not teacher.is_file():

@@ -53,6 +53,7 @@ def test_static(rtx, student, tmp_path):
     }
 
 
+@pytest.mark.slow("builds an engine")
 def test_dynamic(rtx, dynamic, tmp_path):
     path = build_engine(dynamic, tmp_path / "d.engine", runtime="rtx", batch=4, max_imgsz=128, min_imgsz=64)
     found = facts(path)
@@ -61,6 +62,7 @@ def test_dynamic(rtx, dynamic, tmp_path):
     assert set(found["meddet_audit"]["matrix"]) == {"fp16"}
 
 
+@pytest.mark.slow("builds an engine")
 def test_end_to_end_and_fp32(rtx, student, tmp_path):
     path = build_engine(student, tmp_path / "e.engine", runtime="rtx", imgsz=64, end2end=True, precision="fp32")
     found = facts(path)
@@ -68,6 +70,7 @@ def test_end_to_end_and_fp32(rtx, student, tmp_path):
     assert set(found["meddet_audit"]["matrix"]) == {"fp32"}
 
 
+@pytest.mark.slow("builds an engine")
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_quantized(rtx, whole, calibration, tmp_path, precision):
     path = build_engine(
@@ -77,6 +80,7 @@ def test_quantized(rtx, whole, calibration, tmp_path, precision):
     assert matrix[precision] > 4 * matrix["fp16"] and set(matrix) == {precision, "fp16"}
 
 
+@pytest.mark.slow("builds engines")
 @pytest.mark.parametrize("name", ["meddet-s.yaml", "meddet11-n.yaml"])
 def test_other_scales_and_families(rtx, name, tmp_path):
     path = build_engine(MedDet(name), tmp_path / "s.engine", runtime="rtx", imgsz=64)
@@ -96,6 +100,7 @@ def test_hopper_is_no_target(rtx, whole, tmp_path):
         build_engine(whole, tmp_path / "s.engine", runtime="rtx", compute_capability=9.0)
 
 
+@pytest.mark.slow("builds an engine")
 def test_nms_in_the_graph(rtx, student, tmp_path):
     with pytest.raises(ValueError, match="TensorRT-RTX has no NMS"):
         build_engine(student, tmp_path / "s.engine", runtime="rtx", imgsz=64, nms=True)

@@ -51,6 +51,7 @@ def test_tables_of_several_intervals_and_orders_share_a_graph(g, dtype):
     torch.testing.assert_close(leaves[1].grad, leaves[0].grad, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow("compiles")
 @needs_compiler
 def test_compiled_block_takes_changing_sizes():
     block = NmODE2(8).eval()
@@ -177,6 +178,7 @@ def test_tensorrt_rtx_builds_the_exported_graph(tmp_path, dtype):
     assert builder.build_serialized_network(network, config) is not None
 
 
+@pytest.mark.slow("interprets GPU kernels")
 def test_triton_kernels_in_the_interpreter():
     pytest.importorskip("triton")
     script = """
