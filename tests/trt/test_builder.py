@@ -307,7 +307,7 @@ def test_a_quantized_onnx_keeps_its_own_calibration(tensorrt, whole, calibration
     quantized = quantize_onnx(load_onnx(whole), calibration)
     (tmp_path / "q.onnx").write_bytes(quantized.SerializeToString())
     path = build_engine(tmp_path / "q.onnx", precision="int8")
-    assert path == tmp_path / "q.engine" and facts(path)["meddet_audit"]["matrix"]["int8"] > 50
+    assert path == tmp_path / "q-int8.engine" and facts(path)["meddet_audit"]["matrix"]["int8"] > 50
     with pytest.raises(ValueError, match="has Q/DQ nodes, so its engine is quantized"):
         build_engine(tmp_path / "q.onnx")
 
