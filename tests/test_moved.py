@@ -30,6 +30,14 @@ print(old is new)
     assert run.stdout.strip().endswith("True")
 
 
+@pytest.mark.parametrize(
+    ("name", "home"), [("calibration_images", "calibration"), ("EXPORT_KEYS", "request"), ("FORMATS", "formats")]
+)
+def test_what_has_left_the_exporter_is_found_there_still(name: str, home: str) -> None:
+    old, new = import_module("meddet_yolo.exporter"), import_module(f"meddet_yolo.export.{home}")
+    assert getattr(old, name) is getattr(new, name)
+
+
 def test_a_name_that_never_was_is_no_module() -> None:
     with pytest.raises(ModuleNotFoundError):
         import_module("meddet_yolo.trainers")

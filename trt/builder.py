@@ -167,7 +167,7 @@ def build_engine(
         compiled = compile_plan(typed, backend, wanted, profile=profile, expected=_expected(typed, wanted))
         metadata = _metadata(graph, backend, wanted, compiled, profile, parity, whole, typed, batch)
         if keep_onnx or strip:
-            kept = target.with_suffix(".onnx")
+            kept = target.with_name(f"{target.name}.onnx")  # not `best.onnx`: that is an export of its own
             if not (from_onnx and kept.resolve() == whole.resolve()):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 kept.write_bytes(typed.read_bytes())

@@ -9,8 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meddet_yolo.export.calibration import calibration_images as calibration_images  # these three were here once
 from meddet_yolo.export.calibration import images_for
+from meddet_yolo.export.formats import FORMATS as FORMATS
 from meddet_yolo.export.formats import Format
+from meddet_yolo.export.request import EXPORT_KEYS as EXPORT_KEYS
 from meddet_yolo.export.request import gpu_number, read_request
 
 if TYPE_CHECKING:

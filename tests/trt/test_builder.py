@@ -220,6 +220,7 @@ def test_an_end_to_end_head_needs_as_many_anchors_as_it_selects(tensorrt, studen
 
 def test_the_options_reach_tensorrt(tensorrt, whole, tmp_path):
     trt = tensorrt().module
+    (tmp_path / "s.onnx").write_bytes(b"an export of the user's")
     path = build_engine(
         whole,
         tmp_path / "s.engine",
@@ -235,7 +236,8 @@ def test_the_options_reach_tensorrt(tensorrt, whole, tmp_path):
     assert {f.name for f in config.flags} == {"VERSION_COMPATIBLE", "REFIT"}
     assert config.hardware_compatibility_level is trt.HardwareCompatibilityLevel.AMPERE_PLUS
     assert config.builder_optimization_level == 4
-    assert facts(path)["meddet_onnx"] == "s.onnx" and load_onnx(tmp_path / "s.onnx")
+    assert facts(path)["meddet_onnx"] == "s.engine.onnx" and load_onnx(tmp_path / "s.engine.onnx")
+    assert (tmp_path / "s.onnx").read_bytes() == b"an export of the user's"
     build_engine(whole, tmp_path / "t.engine", precision="fp32", hardware_compatible="same")
     assert trt.configs[-1].hardware_compatibility_level is trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
 
