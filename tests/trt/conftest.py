@@ -14,16 +14,17 @@ def student():
     import torch
 
     from meddet_yolo import MedDet
+    from meddet_yolo.nn.nmode import NmODE2Gate
 
     torch.manual_seed(0)
     model = MedDet("meddet-n.yaml")
     head = model.model.model[-1]
     for branch in (*head.cv3, *head.one2one_cv3):
-        torch.nn.init.normal_(branch[-1].weight, std=3.0)
+        torch.nn.init.normal_(branch[-1].weight, std=2.0)
         torch.nn.init.constant_(branch[-1].bias, -2.0)
-    for name, factor in head.named_parameters():
-        if name.endswith(".factor"):
-            torch.nn.init.normal_(factor)  # at its start, 0, it would hide what nmODE² computes
+    for module in head.modules():
+        if isinstance(module, NmODE2Gate):
+            torch.nn.init.normal_(module.out.weight, std=0.1)  # at its start, 0, it would hide what nmODE² computes
     model.model.eval()
     return model
 
