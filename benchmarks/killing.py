@@ -131,9 +131,10 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Kill runs until there have been as many kills as asked for, each run once or twice."""
     os.environ.setdefault("YOLO_OFFLINE", "true")
     os.environ.setdefault("YOLO_CONFIG_DIR", str(folder))
-    settings = make_settings(folder, args.teachers)
+    settings = make_settings(folder, args.teachers, args.processes)
     begun = time.monotonic()
-    start(args, folder / "whole", settings, None)
+    if start(args, folder / "whole", settings, None):
+        raise SystemExit(f"the undisturbed run failed:\n{(folder / 'whole' / 'log.txt').read_text()[-3000:]}")
     seconds = time.monotonic() - begun
     times = json.loads((folder / "whole" / "times.json").read_text())
     dice = random.Random(args.seed)
@@ -171,7 +172,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def make_settings(folder: Path, teachers: int) -> dict[str, Any]:
+def make_settings(folder: Path, teachers: int, processes: int) -> dict[str, Any]:
     """Make a tiny data set, a narrow model and a teacher."""
     import torch
     import yaml
@@ -191,14 +192,14 @@ def make_settings(folder: Path, teachers: int) -> dict[str, Any]:
         "data": str(data),
         "imgsz": 64,
         "epochs": EPOCHS,
-        "batch": 2,
+        "batch": 2 * processes,
         "nbs": 8,
         "device": "cpu",
         "optimizer": "SGD",
         "warmup_epochs": 1,
         "close_mosaic": 1,
         "mixup": 0.2,
-        "multi_scale": 0.5,
+        "multi_scale": 0.5 if processes == 1 else 0.0,  # a last batch of one image may not be as small as that makes it
         "plots": False,
         "exist_ok": True,
         "verbose": False,
