@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou, distance_box_iou
 
 __all__ = ["main_and_valuable"]
 
@@ -48,6 +47,8 @@ def main_and_valuable(
     if not len(boxes):
         return main, valuable
     truth = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], dim=1)
+    from torchvision.ops import box_iou, distance_box_iou  # half of the time of an import
+
     overlap, distance = box_iou(truth, squares), distance_box_iou(truth, squares)  # (N, A)
     away = torch.cdist(boxes[:, :2], centres)
     candidates = torch.zeros_like(overlap, dtype=torch.bool)

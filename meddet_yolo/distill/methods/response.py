@@ -8,7 +8,6 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import complete_box_iou_loss
 
 from meddet_yolo.distill.method import DetectorOutput, DetectorSpec, DistillMethod, HeadLoss, Term
 from meddet_yolo.distill.options import Options, number
@@ -103,6 +102,8 @@ class Response(DistillMethod):
         given = boxes.float()[images, :, anchors]  # (N, 4 * reg_max)
         sides = distances(given.unsqueeze(2), self._reg_max).squeeze(2)
         target = guidance.distances[images, :, anchors]
+        from torchvision.ops import complete_box_iou_loss  # half of the time of an import
+
         error = BOX * complete_box_iou_loss(corners(sides), corners(target))
         if guidance.bins is not None:
             logs = given.unflatten(1, (4, self._reg_max)).log_softmax(2)
