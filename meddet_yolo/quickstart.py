@@ -22,6 +22,7 @@ __all__ = ["quickstart"]
 
 STUDENT = "meddet11-n.yaml"
 TEACHERS = {"teacher-s": "yolo11s.yaml", "teacher-n": "yolov8n.yaml"}
+_TEACHERS_LONGER = 2  # times the student's epochs: who teaches must know more
 _STATE = "quickstart.json"
 # Few images need many small steps: no gradient accumulation, no mosaic, and all of it within minutes on two cores.
 _TRAINING: dict[str, Any] = {
@@ -55,7 +56,7 @@ def quickstart(
 
     Args:
         out: Folder for everything. It must be new, empty or an earlier run with the same arguments.
-        epochs: Epochs of each of the four trainings, at least 1.
+        epochs: Epochs of the student, alone and distilled, at least 1; its teachers have twice as many.
         imgsz: Image size in pixels, a multiple of 32.
         patients: Number of generated patients, at least 2, three images each; a quarter is for validation.
         seed: Seed of the data and of the trainings.
@@ -108,7 +109,7 @@ def _run_steps(run: _Run, epochs: int, imgsz: int, patients: int, seed: int, dev
     )
     run.step(f"generate the images of {patients} patients", data, work)
     for name, layout in TEACHERS.items():
-        work = partial(_train, run, layout, name, training)
+        work = partial(_train, run, layout, name, {**training, "epochs": _TEACHERS_LONGER * epochs})
         run.step(f"train {name.replace('-', ' ')} ({Path(layout).stem})", weights[name], work)
     student = Path(STUDENT).stem
     work = partial(_train, run, STUDENT, "student-alone", training)
@@ -122,7 +123,7 @@ def _run_steps(run: _Run, epochs: int, imgsz: int, patients: int, seed: int, dev
     reports = [report.ModelReport(**entry) for entry in json.loads(result.read_text())["models"]]
     page = out / "report.md"
     page.write_text(_page(report.as_markdown(reports), reports, grid.relative_to(out), run))
-    print(f"\n{report.as_text(reports)}\n\n{_verdict(reports)}\n")
+    print(f"\n{report.as_text(reports)}\n\n{_inherited(run)}\n\n{_verdict(reports)}\n")
     print(f"report    {page}\npictures  {grid}\nmodel     {weights['student-distilled']}")
     print(f"next      meddet predict model={weights['student-distilled']} source={data.parent / 'images' / 'val'}")
     return page
@@ -139,6 +140,7 @@ def _train(run: _Run, layout: str, name: str, training: dict[str, Any]) -> None:
     model.add_callback("on_train_epoch_end", run.show_epoch)
     model.train(project=str(run.out / "runs"), name=name, exist_ok=True, **training)
     trainer = model.trainer
+    run.inherited[name] = trainer.inherited
     _copy(trainer.best if trainer.best.is_file() else trainer.last, run.out / f"{name}.pt")
 
 
@@ -209,12 +211,19 @@ def _verdict(reports: list[Any]) -> str:
     )
 
 
+def _inherited(run: _Run) -> str:
+    """Return what the distilled student started with, in one sentence."""
+    taken = run.inherited.get("student-distilled") or "inherited nothing"
+    return f"Before its first step the distilled student {taken}."
+
+
 def _page(table: str, reports: list[Any], grid: Path, run: _Run) -> str:
     """Return the report as Markdown."""
     told = ", ".join(f"{k}={v}" for k, v in run.arguments.items())
     steps = "\n".join(f"| {name} | {seconds:.0f} |" for name, seconds in run.seconds.items())
     return (
-        f"# Quickstart\n\n`meddet quickstart {told.replace(',', '')}`\n\n{table}\n\n{_verdict(reports)}\n\n"
+        f"# Quickstart\n\n`meddet quickstart {told.replace(',', '')}`\n\n{table}\n\n"
+        f"{_inherited(run)} {_verdict(reports)}\n\n"
         f"Parameters and GFLOPs (a multiply-add is two operations) of the fused models at {run.arguments['imgsz']} px; "
         "recall at the confidence with the best F1; milliseconds are medians of interleaved single images.\n\n"
         f"![Boxes]({grid.as_posix()})\n\n| step | seconds |\n| --- | ---: |\n{steps}\n"
@@ -227,6 +236,7 @@ class _Run:
     def __init__(self, out: Path, arguments: dict[str, Any], total: int) -> None:
         self.out, self.arguments, self.total = out, arguments, total
         self.seconds: dict[str, float] = {}
+        self.inherited: dict[str, str] = {}  # by model, in words
         self._number, self._redo = 0, False
         self._begun, self._step_begun = time.monotonic(), 0.0
         state = out / _STATE
@@ -236,7 +246,7 @@ class _Run:
                 changed = ", ".join(f"{k}={known['arguments'].get(k)}" for k in arguments
                                     if known["arguments"].get(k) != arguments[k])  # fmt: skip
                 raise ValueError(f"{out} holds a run with {changed}: give the same arguments or another out=")
-            self.seconds = known["seconds"]
+            self.seconds, self.inherited = known["seconds"], known.get("inherited", {})
         elif out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise FileExistsError(f"{out} is not empty and holds no quickstart: name a new folder with out=")
 
@@ -269,6 +279,7 @@ class _Run:
     def _save(self) -> None:
         """Write which steps are done, whole or not at all."""
         self.out.mkdir(parents=True, exist_ok=True)
+        state = {"arguments": self.arguments, "seconds": self.seconds, "inherited": self.inherited}
         unfinished = self.out / f"{_STATE}.part"
-        unfinished.write_text(json.dumps({"arguments": self.arguments, "seconds": self.seconds}, indent=2) + "\n")
+        unfinished.write_text(json.dumps(state, indent=2) + "\n")
         os.replace(unfinished, self.out / _STATE)

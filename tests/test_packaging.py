@@ -44,11 +44,11 @@ def _pyproject() -> dict[str, Any]:
 
 
 def _sources() -> set[str]:
-    """Names in the wheel of every module and YAML of the checkout."""
+    """Names in the wheel of every module, YAML and template of the checkout."""
     names = set()
     for top in PACKAGED:
         for file in (ROOT / top).rglob("*"):
-            if file.suffix in {".py", ".yaml"} or file.name == "py.typed":
+            if file.suffix in {".py", ".yaml"} or file.name == "py.typed" or file.parent.name == "templates":
                 inside = file.relative_to(ROOT).as_posix()
                 names.add(inside if top == "meddet_yolo" else f"meddet_yolo/{inside}")
     return names

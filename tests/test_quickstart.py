@@ -35,6 +35,7 @@ def test_it_leaves_models_report_and_pictures(folder):
     assert [m["name"] for m in told["models"]] == ["teacher s", "teacher n", "student alone", "student distilled"]
     page = (folder / "report.md").read_text()
     assert "not how well the method does" in page
+    assert re.search(r"the distilled student inherited \d+ of \d+ tensors, [\d.]+ % of the parameters", page)
     picture = folder / re.search(r"!\[Boxes\]\((.*)\)", page)[1]
     assert picture.stat().st_size > 1000
 

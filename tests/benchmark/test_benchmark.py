@@ -215,7 +215,7 @@ def test_int8_needs_images(checkpoint, tmp_path):
         (["model=meddet-n.yaml", "backends=[tensorflow]"], "backends=tensorflow is unknown: use pytorch, onnxruntime"),
         (["model=meddet-n.yaml", "precision=int4"], "precision=int4 is unknown: use bf16, fp16, fp32, fp8, int8"),
         (["model=meddet-n.yaml", "imgsz=100"], "imgsz=100: expected multiples of 32"),
-        (["model=meddet-n.yaml", "batch=0"], "batch=0: expected positive whole numbers"),
+        (["model=meddet-n.yaml", "batch=0"], "batch=0: expected a number of images of 1 or more"),
         (["model=meddet-n.yaml", "iterations=0", "imgsz=32", "backends=pytorch"], "must be positive"),
         (["data=d.yaml"], "model= is missing"),
         (["modle=a.pt"], "did you mean 'model'?"),
@@ -233,7 +233,7 @@ def test_the_command_prints_the_report(capsys, monkeypatch, tmp_path):
     options = [f"{key}={value}" for key, value in QUICK.items()]
     assert cli.main(["benchmark", "model=[meddet-n.yaml,yolo26n.yaml]", "backends=[pytorch]", *options]) == 0
     out = capsys.readouterr().out
-    assert "| meddet-n | pytorch | fp32 | 64 | 1 | 2.57 |" in out and "| yolo26n |" in out
+    assert "| meddet-n | pytorch | fp32 | 64 | 1 | 2.60 |" in out and "| yolo26n |" in out
     assert "results: runs/benchmark" in out
 
 

@@ -190,11 +190,11 @@ def change(d: dict[str, Any], row: int, position: int, value: Any) -> None:
         (0, 3, ["shuffelnet"], "row 0 .*Backbone.*did you mean 'shufflenet'"),
         (0, 3, ["shufflenetv2", {"pretraind": True}], "unknown option 'pretraind', did you mean 'pretrained'"),
         (0, 3, [], "not of the form"),
-        (0, 1, 2, "a Backbone cannot be repeated"),
+        (0, 1, 2, r"\(Backbone\): cannot be repeated"),
         (1, 3, [256, {"level": 5}], "unknown option 'level', did you mean 'levels'"),
         (7, 3, ["nc", {"branch": []}], "unknown option 'branch', did you mean 'branches'"),
         (7, 3, ["nc", {"stack": 1}], "row 7 .*GFLDetect.*stack >= 2"),
-        (7, 1, 3, "a head cannot be repeated"),
+        (7, 1, 3, r"\(GFLDetect\): cannot be repeated"),
     ],
 )
 def test_wrong_rows_are_named(row: int, position: int, value: Any, message: str) -> None:

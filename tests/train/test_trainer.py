@@ -104,13 +104,13 @@ def test_a_run_leaves_a_plain_student(settings: Settings, teachers: list[str], m
 
     def remember(trainer: DistillTrainer) -> None:
         states["start"] = {
-            f"{i}.{k}": v.clone() for i, t in enumerate(trainer.teachers) for k, v in t.layers.state_dict().items()
+            f"{i}.{k}": v.clone() for i, t in enumerate(trainer.teachers) for k, v in t._network.layers.state_dict().items()
         }
 
     model.add_callback("on_train_start", remember)
     model.train(teachers=teachers, **settings)
     trainer = model.trainer
-    after = {f"{i}.{k}": v for i, t in enumerate(trainer.teachers) for k, v in t.layers.state_dict().items()}
+    after = {f"{i}.{k}": v for i, t in enumerate(trainer.teachers) for k, v in t._network.layers.state_dict().items()}
     assert states["start"].keys() == after.keys()
     assert all(torch.equal(v, after[k]) for k, v in states["start"].items()), "a teacher changed"
     assert before == {path: Path(path).read_bytes() for path in teachers}
@@ -227,7 +227,7 @@ def test_the_gradient_changes_with_each_teacher(settings: Settings, teachers: li
     before = student_gradient(trainer, batch)
     again = student_gradient(trainer, batch)
     with torch.no_grad():
-        for parameter in trainer.teachers[changed].layers[0].parameters():
+        for parameter in trainer.teachers[changed]._network.layers[0].parameters():
             parameter.mul_(-1.5)
     batch["teacher_feats"] = [teacher(batch["img"]).feats for teacher in trainer.teachers]
     after = student_gradient(trainer, batch)
@@ -443,8 +443,8 @@ def test_teachers_are_known_by_what_was_loaded(
     with pytest.raises(ValueError, match="not the file that the run was started with"):
         trainer._files.check_same(expected[::-1], names)
 
-    def overwritten(name: str, trust: bool) -> Any:
-        model = load_detector(name, trust=trust)
+    def overwritten(name: str, **options: Any) -> Any:
+        model = load_detector(name, **options)
         shutil.copy(teachers[1], name)
         return model
 

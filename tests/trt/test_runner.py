@@ -44,12 +44,25 @@ def _lively(name: str, images: np.ndarray) -> YOLO:
     with torch.no_grad():
         net(batch)
         net(batch)
-        for branch in (net.model[-1].cv3, getattr(net.model[-1], "one2one_cv3", None) or []):
-            for level in branch:
-                level[-1].weight.normal_(0, 1.5 / level[-1].weight[0].numel() ** 0.5)
-                level[-1].bias.fill_(-2.5)
-    net.eval()
+        layers = [
+            level[-1]
+            for branch in (net.model[-1].cv3, getattr(net.model[-1], "one2one_cv3", None) or [])
+            for level in branch
+        ]
+        hooks = [layer.register_forward_pre_hook(_spread) for layer in layers]
+        net.eval()(batch)
+    for hook in hooks:
+        hook.remove()
     return model
+
+
+def _spread(layer: torch.nn.Conv2d, inputs: tuple[torch.Tensor]) -> None:
+    """Give a prediction layer random weights with which its logits have a mean of -2.5 and a deviation of 1.5 here."""
+    layer.weight.normal_()
+    logits = torch.nn.functional.conv2d(inputs[0], layer.weight)
+    factor = 1.5 / logits.std((0, 2, 3))
+    layer.weight.mul_(factor.view(-1, 1, 1, 1))
+    layer.bias.copy_(-2.5 - factor * logits.mean((0, 2, 3)))
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,7 @@ class FPN(nn.Module):
         ValueError: If there is no map, or there are fewer levels than maps.
 
     Examples:
+        >>> import torch
         >>> maps = [torch.zeros(1, 8, 8, 8), torch.zeros(1, 16, 4, 4), torch.zeros(1, 32, 2, 2)]
         >>> [tuple(level.shape) for level in FPN([8, 16, 32], channels=64)(maps)][-2:]
         [(1, 64, 1, 1), (1, 64, 1, 1)]
@@ -85,6 +86,7 @@ class ConvGN(nn.Module):
         act: Activation; ReLU by default.
 
     Examples:
+        >>> import torch
         >>> ConvGN(32)(torch.zeros(1, 32, 4, 4)).shape
         torch.Size([1, 32, 4, 4])
     """
@@ -111,6 +113,7 @@ class Integral(nn.Module):
         bins: Number of bins.
 
     Examples:
+        >>> import torch
         >>> Integral(5)(torch.zeros(1, 20, 3))[0, 0]
         tensor([2., 2., 2.])
     """
@@ -153,6 +156,7 @@ class GFLDetect(Detect):
         ValueError: If an argument is out of its range.
 
     Examples:
+        >>> import torch
         >>> head = GFLDetect(nc=2, ch=(64, 64)).train()
         >>> preds = head([torch.zeros(1, 64, 8, 8), torch.zeros(1, 64, 4, 4)])
         >>> preds["boxes"].shape, preds["scores"].shape

@@ -41,6 +41,7 @@ class NmODE2Beside(nn.Module):
         ValueError: If `channels` < 1 or an option is out of its range.
 
     Examples:
+        >>> import torch
         >>> beside = NmODE2Beside(2)
         >>> g = torch.randn(1, 2, 4, 4)
         >>> torch.equal(beside(g), torch.nn.functional.silu(g))
@@ -109,6 +110,7 @@ class NmODE2Gate(nn.Module):
         ValueError: If `channels` < 1 or an option is out of its range.
 
     Examples:
+        >>> import torch
         >>> x = torch.randn(1, 16, 4, 4)
         >>> torch.equal(NmODE2Gate(16)(x), x)
         True

@@ -150,6 +150,7 @@ class NmODE2Activation(nn.Module):
         ValueError: If an option is out of its range, or ``t_end`` too long for the closed form.
 
     Examples:
+        >>> import torch
         >>> NmODE2Activation()(torch.zeros(1, 2, 4, 4)).shape
         torch.Size([1, 2, 4, 4])
     """
@@ -240,6 +241,7 @@ class NmODE2(nn.Module):
         ValueError: If ``channels`` < 1 or an option is out of its range.
 
     Examples:
+        >>> import torch
         >>> NmODE2(16)(torch.zeros(2, 16, 8, 8)).shape
         torch.Size([2, 16, 8, 8])
     """
