@@ -104,7 +104,9 @@ def test_a_run_leaves_a_plain_student(settings: Settings, teachers: list[str], m
 
     def remember(trainer: DistillTrainer) -> None:
         states["start"] = {
-            f"{i}.{k}": v.clone() for i, t in enumerate(trainer.teachers) for k, v in t._network.layers.state_dict().items()
+            f"{i}.{k}": v.clone()
+            for i, t in enumerate(trainer.teachers)
+            for k, v in t._network.layers.state_dict().items()
         }
 
     model.add_callback("on_train_start", remember)

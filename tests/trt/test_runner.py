@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from ultralytics import YOLO
+from ultralytics.data.augment import LetterBox
 from ultralytics.utils import YAML
 
 from meddet_yolo.trt.engine_file import write_sidecar
@@ -40,29 +42,36 @@ def _lively(name: str, images: np.ndarray) -> YOLO:
     for layer in net.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = None
+            torch.nn.init.constant_(layer.bias, 2.0)  # where SiLU is nearly linear: else all is extreme on other images
     net.train()
     with torch.no_grad():
         net(batch)
         net(batch)
-        layers = [
-            level[-1]
-            for branch in (net.model[-1].cv3, getattr(net.model[-1], "one2one_cv3", None) or [])
+        head = net.model[-1]
+        hooks = [
+            level[-1].register_forward_pre_hook(partial(_spread, mean=-2.5, deviation=1.5))
+            for branch in (head.cv3, getattr(head, "one2one_cv3", None) or [])
             for level in branch
         ]
-        hooks = [layer.register_forward_pre_hook(_spread) for layer in layers]
+        if head.reg_max == 1:  # distances as they come, which must not be negative: a box needs an area
+            hooks += [
+                level[-1].register_forward_pre_hook(partial(_spread, mean=3.0, deviation=0.5))
+                for branch in (head.cv2, getattr(head, "one2one_cv2", None) or [])
+                for level in branch
+            ]
         net.eval()(batch)
     for hook in hooks:
         hook.remove()
     return model
 
 
-def _spread(layer: torch.nn.Conv2d, inputs: tuple[torch.Tensor]) -> None:
-    """Give a prediction layer random weights with which its logits have a mean of -2.5 and a deviation of 1.5 here."""
+def _spread(layer: torch.nn.Conv2d, inputs: tuple[torch.Tensor], *, mean: float, deviation: float) -> None:
+    """Give a prediction layer random weights with which its outputs have a mean and a deviation here."""
     layer.weight.normal_()
-    logits = torch.nn.functional.conv2d(inputs[0], layer.weight)
-    factor = 1.5 / logits.std((0, 2, 3))
+    outputs = torch.nn.functional.conv2d(inputs[0], layer.weight)
+    factor = deviation / outputs.std((0, 2, 3))
     layer.weight.mul_(factor.view(-1, 1, 1, 1))
-    layer.bias.copy_(-2.5 - factor * logits.mean((0, 2, 3)))
+    layer.bias.copy_(mean - factor * outputs.mean((0, 2, 3)))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +93,8 @@ def images(tmp_path_factory) -> list[Path]:
 def exported(images, tmp_path_factory) -> dict[str, Path]:
     """ONNX models of both kinds of head, and one of dynamic shape."""
     folder = tmp_path_factory.mktemp("onnx")
-    batch = np.stack([cv2.resize(cv2.imread(str(file)), (IMGSZ, IMGSZ)) for file in images])
+    bordered = LetterBox((IMGSZ, IMGSZ), auto=False)  # as it will see them
+    batch = np.stack([bordered(image=cv2.imread(str(file))) for file in images])
     found = {}
     for name, options in MODELS.items():
         model = _lively(name.removesuffix("-dynamic").removesuffix("-end2end").removesuffix("-nms"), batch)
