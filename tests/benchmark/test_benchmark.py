@@ -54,6 +54,7 @@ def report(checkpoint, drawn, tmp_path_factory):
     return out, text, checkpoint
 
 
+@pytest.mark.slow("measures every back end")
 def test_every_back_end_is_measured(report):
     out, text, _ = report
     found = json.loads((out / "benchmark.json").read_text())
@@ -74,6 +75,7 @@ def test_every_back_end_is_measured(report):
     assert (out / "benchmark.md").read_text() in text
 
 
+@pytest.mark.slow("measures every back end")
 def test_what_was_left_out_is_said_once_with_the_reason(report):
     _, text, _ = report
     skipped = text.split("## Skipped")[1]
@@ -81,6 +83,7 @@ def test_what_was_left_out_is_said_once_with_the_reason(report):
     assert len(re.findall("^- tensorrt: ", skipped, re.MULTILINE)) == 1
 
 
+@pytest.mark.slow("measures every back end")
 def test_pictures_are_drawn(report):
     out, _, _ = report
     for name in ("tradeoff.png", "bubbles.png"):
@@ -88,6 +91,7 @@ def test_pictures_are_drawn(report):
         assert picture is not None and picture.std() > 5
 
 
+@pytest.mark.slow("measures every back end")
 def test_a_second_run_takes_the_exported_files(report, monkeypatch):
     out, _, checkpoint = report
 
@@ -179,6 +183,7 @@ def test_one_failing_model_does_not_end_the_run(checkpoint, tmp_path):
     assert "| tiny | onnxruntime |" in text
 
 
+@pytest.mark.slow("measures every back end")
 def test_a_given_onnx_file_is_measured_as_it_is(report, tmp_path):
     out, _, _ = report
     file = out / "files" / "tiny-64-b1-fp32.onnx"
@@ -240,6 +245,7 @@ def test_the_command_prints_the_report(capsys, monkeypatch, tmp_path):
 # sessions -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow("measures every back end")
 def test_all_sessions_say_the_same(report):
     """One network, one image, three back ends: the boxes are those of PyTorch."""
     out, _, checkpoint = report

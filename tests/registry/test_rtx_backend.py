@@ -275,6 +275,7 @@ def test_other_engines_go_to_ultralytics(tmp_path, monkeypatch):
     assert AutoBackend._BACKEND_MAP["engine"] is before
 
 
+@pytest.mark.slow("converts")
 @pytest.mark.parametrize("ours", [True, False])
 def test_openvino_models_are_computed_as_they_were_checked(student, tmp_path, ours):
     """In single precision where the export says so, also on a CPU that has bfloat16; as OpenVINO likes where not."""

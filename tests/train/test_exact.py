@@ -96,8 +96,13 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-@pytest.mark.parametrize("processes", [0, 2])
-@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize(
+    ("taught", "processes"),
+    [
+        (True, 0),
+        *(pytest.param(*case, marks=pytest.mark.slow("trains")) for case in ((False, 0), (False, 2), (True, 2))),
+    ],
+)
 def test_a_resumed_run_is_the_uninterrupted_one(
     settings: Settings, tiny_teachers: list[Path], processes: int, taught: bool
 ) -> None:

@@ -82,6 +82,7 @@ def teacher(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved("gfl-efficientnet-b0", tiny_data, tmp_path_factory.mktemp("teacher") / "gfl.pt")
 
 
+@pytest.mark.slow("trains")
 def test_distils_on_five_levels_and_resumes(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
     settings = {**SHORT, "imgsz": 64, "data": str(tiny_data), "project": str(tmp_path), "name": "run", "epochs": 2}
 
@@ -145,7 +146,7 @@ def test_mixed_precision_of_the_loss_on_a_cpu(tiny_data: Path) -> None:
     assert all(g is not None and g.isfinite().all() for g in grads)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("trains, in processes")
 def test_two_processes_stay_equal(teacher: Path, tiny_data: Path, tmp_path: Path) -> None:
     settings = {**SHORT, "model": "gfl-shufflenetv2.yaml", "data": str(tiny_data), "teachers": [str(teacher)]}
     settings |= {"imgsz": 64, "batch": 4, "epochs": 2, "val": False, "project": str(tmp_path), "name": "run"}

@@ -144,6 +144,7 @@ def test_a_run_leaves_a_plain_student(settings: Settings, teachers: list[str], m
     assert all(f"P{level}" in report[0] for level in (3, 4, 5))
 
 
+@pytest.mark.slow("starts a process")
 def test_the_student_predicts_where_the_package_is_not_imported_by_name(
     settings: Settings, teachers: list[str], tiny_data: Path
 ) -> None:

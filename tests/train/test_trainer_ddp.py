@@ -49,6 +49,7 @@ def train_in_two_processes(settings: dict[str, Any], out: Path) -> list[dict[str
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
+@pytest.mark.slow("trains, in processes")
 def test_two_processes_distil_and_stay_equal(tmp_path: Path, tiny_data: Path, tiny_teachers: list[Path]) -> None:
     settings = ddp_settings(tmp_path, tiny_data, tiny_teachers)
     first, second = train_in_two_processes(settings, tmp_path)

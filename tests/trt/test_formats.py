@@ -119,6 +119,7 @@ def test_openvino_of_others_is_left_to_openvino(vino, tmp_path):
     assert OpenVinoSession(foreign, precision="f32").precision == "f32"
 
 
+@pytest.mark.slow("converts")
 def test_bfloat16_is_a_precision_of_its_own(student, vino, image, tmp_path):
     request = ExportRequest(precision="bf16", imgsz=64)
     if not in_bfloat16():
@@ -137,6 +138,7 @@ def test_bfloat16_is_a_precision_of_its_own(student, vino, image, tmp_path):
     assert difference < 0.1
 
 
+@pytest.mark.slow("converts")
 def test_an_openvino_model_of_dynamic_shape_runs(student, image, tmp_path):
     pytest.importorskip("openvino")
     path = export_openvino(student, tmp_path / "d_openvino_model", imgsz=64, batch=2, dynamic=True)
@@ -148,6 +150,7 @@ def test_an_openvino_model_of_dynamic_shape_runs(student, image, tmp_path):
         runner(image)
 
 
+@pytest.mark.slow("converts")
 def test_an_older_model_may_be_replaced_and_nothing_else(student, vino, tmp_path):
     target = tmp_path / "s_openvino_model"
     for _ in range(2):
