@@ -54,7 +54,7 @@ meddet: distil several YOLO detectors into one small one, inside Ultralytics
   meddet train   cfg=recipe.yaml imgsz=640      a recipe file holds any keys; the command line wins
   meddet train   model=runs/detect/train/weights/last.pt resume=True
   meddet train   model=... data=... check=True  what it would do, need and take: sets all up and runs three batches
-  meddet val     model=best.pt data=d.yaml
+  meddet val     model=best.pt data=d.yaml      model=[a.pt,b.pt] puts several side by side
   meddet val     model=[a.pt,b.pt] data=d.yaml noise=rician sigma=[0,0.05,0.1]      accuracy under MRI noise
   meddet predict model=best.pt source=images/
   meddet predict model=best.pt source=series/ slices=mid|all|5 [sr=True]      DICOM or NIfTI; sr= writes DICOM reports
@@ -241,6 +241,9 @@ def _run_mode(mode: str, words: Sequence[str], options: dict[str, Any]) -> None:
     if mode == "val" and ("noise" in options or "sigma" in options):
         _val_under_noise(options)
         return
+    if mode == "val" and len(as_list(options["model"])) > 1:
+        _val_side_by_side(options)
+        return
     name = str(options.pop("model"))
     _check_model_file(name)
 
@@ -254,6 +257,24 @@ def _run_mode(mode: str, words: Sequence[str], options: dict[str, Any]) -> None:
     else:
         result = getattr(model, mode)(**options)
         _report_skipped(getattr(result, "skipped", ()))
+
+
+def _val_side_by_side(options: dict[str, Any]) -> None:
+    """Validate and time several models on the same images and print them in a table."""
+    if options.get("data") is None:
+        raise UsageError("data= is missing: the data set to validate several models on, for example data=d.yaml")
+    files = [str(name) for name in as_list(options.pop("model"))]
+    for file in files:
+        _check_model_file(file)
+
+    from meddet_yolo.data.shipped import find_data
+    from meddet_yolo.evaluate import report
+    from meddet_yolo.model import MedDet
+
+    stems = [Path(file).stem for file in files]
+    names = [file if stems.count(stem) > 1 else stem for file, stem in zip(files, stems, strict=True)]
+    models = {name: MedDet(file) for name, file in zip(names, files, strict=True)}
+    print(report.as_text(report.compare(models, find_data(options.pop("data")), **options)))
 
 
 def _val_under_noise(options: dict[str, Any]) -> None:

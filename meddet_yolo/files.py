@@ -1,8 +1,9 @@
-"""Writing files so that another process sees them whole or not at all, and one process at a time in a folder."""
+"""Files written so that another process sees them whole or not at all, one process at a time in a folder; hashes."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["alone", "write_whole"]
+__all__ = ["alone", "sha256_of", "write_whole"]
 
 
 def write_whole(path: str | Path, content: bytes | str) -> None:
@@ -56,6 +57,21 @@ def _problem(error: OSError, path: Path) -> str:
         disk = disk.parent
     why = "the quota is used up" if error.errno == errno.EDQUOT else f"{shutil.disk_usage(disk).free / 1e9:.2f} GB free"
     return f"{path} cannot be written: the disk at {disk} is full ({why}); make room or write elsewhere"
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file, or of all files of a folder one after another, by name.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    path = Path(path)
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -418,3 +418,17 @@ def test_a_slip_is_told_before_torch_is_imported(args):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["2", "False"], done.stderr
     assert done.stderr.startswith("meddet: error: ")
+
+
+@pytest.mark.slow("validates")
+def test_several_models_are_validated_side_by_side(tiny_data, tiny_teachers, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [f"data={tiny_data}", "imgsz=64", "device=cpu", "plots=False", "workers=0", f"project={tmp_path}"]
+    models = ",".join(map(str, tiny_teachers))
+    assert cli.main(["val", f"model=[{models}]", *options]) == 0
+    out = capsys.readouterr().out
+    assert all(path.stem in out for path in tiny_teachers) and "mAP50-95" in out
+    assert cli.main(["val", f"model=[{models}]"]) == 2
+    assert "data= is missing" in capsys.readouterr().err
+    assert cli.main(["val", f"model=[{tiny_teachers[0]},none.pt]", *options]) == 1
+    assert "model=none.pt: no such file" in capsys.readouterr().err

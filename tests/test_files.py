@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from pathlib import Path
 
 import pytest
 
-from meddet_yolo.files import alone, write_whole
+from meddet_yolo.files import alone, sha256_of, write_whole
 
 
 def test_readers_see_one_content_or_the_other(tmp_path: Path) -> None:
@@ -45,3 +46,11 @@ def test_a_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
         raise ZeroDivisionError
     with alone(lock, "busy"), pytest.raises(BlockingIOError, match="busy"), alone(lock, "busy"):
         raise AssertionError("two at a time")
+
+
+def test_the_hash_of_a_file_and_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "a.xml").write_bytes(b"<net/>")
+    (tmp_path / "m" / "b.bin").write_bytes(b"weights")
+    assert sha256_of(tmp_path / "m" / "a.xml") == hashlib.sha256(b"<net/>").hexdigest()
+    assert sha256_of(tmp_path / "m") == hashlib.sha256(b"<net/>weights").hexdigest()

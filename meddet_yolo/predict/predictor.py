@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.utils import LOGGER
 from ultralytics.utils.checks import check_imgsz
 
-from meddet_yolo.files import write_whole
+from meddet_yolo.files import sha256_of, write_whole
 from meddet_yolo.imaging.search import Found, find_volumes
 from meddet_yolo.imaging.volumes import Skipped, Volume
 from meddet_yolo.predict.results import SliceResults
@@ -38,6 +39,7 @@ class MedDetPredictor(DetectionPredictor):
     args: Any  # Ultralytics builds these without types
     dataset: Any
     _options: VolumeSource | None = None
+    _weights: str | None = None  # the hash of the model's file
 
     def setup_source(self, source: Any, stride: int | None = None) -> None:
         """Set up a source; DICOM and NIfTI get a loader of their own.
@@ -124,9 +126,12 @@ class MedDetPredictor(DetectionPredictor):
             skipped = self.dataset.skipped_of.get(number, [])
             record = {
                 "meddet-yolo": version("meddet-yolo"),
+                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                **self._detector(),
                 "name": volume.name,
                 "coordinates": {
-                    "box_px": "x1, y1, x2, y2 in the picture, from its top left corner",
+                    "box_px": "x1, y1, x2, y2 in the upright slice, from its top left corner",
+                    "box_picture_px": "the same in the picture that is saved, which is picture_scale times as large",
                     "box_stored_px": "column1, row1, column2, row2 in the file's matrix, from its corner",
                     "mm": "patient coordinates LPS: x to the left, y to the back, z to the head",
                 },
@@ -141,6 +146,19 @@ class MedDetPredictor(DetectionPredictor):
             write_whole(self.save_dir / f"{name}.json", text + "\n")
         if sr:
             self._report(number, results, self.save_dir / f"{name}_sr.dcm")
+
+    def _detector(self) -> dict[str, Any]:
+        """Return which model has found the boxes, and above which confidence."""
+        path = Path(str(self.args.model or ""))
+        if self._weights is None:
+            trained = path.name and path.suffix not in {".yaml", ".yml"} and path.exists()
+            self._weights = sha256_of(path) if trained else ""
+        return {
+            "model": path.name or None,
+            "weights_sha256": self._weights or None,  # a model that was handed over has no file
+            "confidence_threshold": self.args.conf,
+            "iou_threshold": self.args.iou,
+        }
 
     def _report(self, number: int, results: list[SliceResults], path: Path) -> None:
         """Write a volume's Structured Report, where it is DICOM, all of it could be read, and it has boxes."""

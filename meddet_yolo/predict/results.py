@@ -42,13 +42,18 @@ class SliceResults(Results):
         """
         if kwargs.get("img") is not None or self.orig_img.shape[2] != 3:
             return np.asarray(super().plot(*args, **kwargs))
-        factor = max(1, round(SHOWN_SIDE / max(self.orig_shape)))
+        factor = self.picture_scale
         image = cv2.resize(self.orig_img, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
         boxes = None if self.boxes is None else self.boxes.data.clone()
         if boxes is not None:
             boxes[:, :4] *= factor
         large = Results(_marked(image, self.slice), path=self.path, names=self.names, boxes=boxes)
         return np.asarray(large.plot(*args, **kwargs))
+
+    @property
+    def picture_scale(self) -> int:
+        """How many times as large as the slice its picture is drawn."""
+        return max(1, round(SHOWN_SIDE / max(self.orig_shape)))
 
     @property
     def boxes_stored(self) -> np.ndarray:
@@ -64,7 +69,7 @@ class SliceResults(Results):
         return np.array([self.slice.geometry.box_to_patient(box) for box in self._xyxy()]).reshape(-1, 4, 3)
 
     def _xyxy(self) -> np.ndarray:
-        """Boxes (N, 4) in picture pixels."""
+        """Boxes (N, 4) in pixels of the upright slice."""
         return np.zeros((0, 4)) if self.boxes is None else np.asarray(self.boxes.numpy().xyxy, float).reshape(-1, 4)
 
     def summary(self, normalize: bool = False, decimals: int = 5) -> list[dict[str, Any]]:
@@ -91,6 +96,7 @@ class SliceResults(Results):
                     "level": row["level"],
                     "confidence": row["confidence"],
                     "box_px": [round(float(v), 2) for v in picture_box],
+                    "box_picture_px": [round(float(v) * self.picture_scale, 2) for v in picture_box],
                     "box_stored_px": [round(float(v), 2) for v in stored],
                     "size_mm": row["size_mm"],
                     "centre_mm": None if corners is None else np.mean(corners, axis=0).round(3).tolist(),
@@ -102,6 +108,7 @@ class SliceResults(Results):
             "file": redact(part.path.name, words),
             "slice": part.index,
             "shape_px": list(geometry.shape),
+            "picture_scale": self.picture_scale,
             "spacing_mm": None if geometry.spacing is None else [round(s, 6) for s in geometry.spacing],
             "plane": geometry.plane,
             "edges": geometry.edges,

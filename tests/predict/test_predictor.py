@@ -159,11 +159,13 @@ def test_the_json_says_where_each_box_lies_and_not_whose_it_is(
     (file,) = (tmp_path / "out" / "r").glob("*.json")
     record = json.loads(file.read_text())
     assert [s["offset_left_mm"] for s in record["slices"]] == [-4.0, 0.0, 4.0]
+    assert record["confidence_threshold"] == OPTIONS["conf"] and record["date"].endswith("+00:00")
     assert [s["source"]["sop_instance"] for s in record["slices"]] == [r.slice.reference.sop_instance for r in results]
     for part, result in zip(record["slices"], results, strict=True):
         assert part["edges"] == {"left": "A", "right": "P", "top": "H", "bottom": "F"}
         for box, mm in zip(part["boxes"], result.boxes_mm, strict=True):
             np.testing.assert_allclose(box["corners_mm"], mm, atol=1e-3)
+            np.testing.assert_allclose(box["box_picture_px"], np.array(box["box_px"]) * part["picture_scale"], atol=0.1)
             np.testing.assert_allclose(box["centre_mm"], mm.mean(axis=0), atol=1e-3)
             header = pydicom.dcmread(source / part["file"])
             matrix = oriented((64, 64), patient=open_volume(source / part["file"]).parts[0].geometry.patient)

@@ -18,6 +18,7 @@ from meddet_yolo.console import as_list, quiet
 from meddet_yolo.evaluate.detection_files import SUFFIXES
 from meddet_yolo.evaluate.detections import TruthSet
 from meddet_yolo.evaluate.page.public import file_name, scrubber
+from meddet_yolo.files import sha256_of
 from meddet_yolo.trt.engine_file import read_sidecar
 
 __all__ = ["Provenance", "hash_of_labels", "provenance", "versions"]
@@ -52,15 +53,9 @@ def provenance(source: str | Path) -> Provenance:
 
 
 def _file(path: Path) -> dict[str, str]:
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    size = 0
-    for file in files:
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 20):
-                digest.update(block)
-                size += len(block)
-    return {"name": path.name, "size": f"{size / 1e6:.2f} MB", "SHA-256": digest.hexdigest()}
+    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files)
+    return {"name": path.name, "size": f"{size / 1e6:.2f} MB", "SHA-256": sha256_of(path)}
 
 
 def _training(path: Path) -> Provenance:
