@@ -149,7 +149,10 @@ def run_child(name: str, at: int, end: int, folder: Path) -> None:
 
     out, sys.stdout = sys.stdout, io.StringIO()  # readers may print
     seeds = seeds_of(name)
-    work = folder / "mutants"
+    work = folder.resolve() / "mutants"
+    work.mkdir(parents=True, exist_ok=True)
+    sys.path[:] = [os.path.abspath(entry) for entry in sys.path]
+    os.chdir(work)  # a mutant may name the working folder, and that shall not be a checkout with all that lies in it
     for number, seed in enumerate(seeds):  # a sound file loads what is loaded late, and must be read
         reason = _outcome(READERS[name], seed.content, seed.suffix, work / f"sound{number}")
         assert reason[0] in ("read", "refused"), (name, number, reason)
