@@ -199,6 +199,7 @@ def test_batches(checkpoint, tmp_path):
     assert text.count("| 64 | 3 |") == text.count("| 64 | 1 |") == 1
 
 
+@pytest.mark.slow("measures")
 def test_heads_without_nms(checkpoint, tmp_path):
     text = benchmark([str(checkpoint)], backends="pytorch,onnxruntime", batch=2, out=tmp_path, end2end=True, **QUICK)
     assert text.count("| tiny |") == 2

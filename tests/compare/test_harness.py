@@ -45,6 +45,7 @@ def executed(out: Path) -> Counter:
     return Counter((out / RUNS / "executed.txt").read_text().splitlines())
 
 
+@pytest.mark.slow("starts processes")
 def test_a_comparison_that_is_killed_goes_on_and_ends_with_the_same_table(arguments, tmp_path):
     text = compare(out=tmp_path / "whole", **arguments)
     assert "12 images of 6 patients" in text and "native" in text

@@ -457,6 +457,7 @@ def test_teachers_are_known_by_what_was_loaded(
         prepared(settings, teachers=copies[0])
 
 
+@pytest.mark.slow("trains, in a process")
 def test_a_lost_side_car_is_named(settings: Settings, teachers: list[str]) -> None:
     last = killed_run(settings, teachers)
     (last.parent / "distill-epoch0.pt").unlink()

@@ -98,6 +98,7 @@ def test_every_precision_has_a_file_of_its_own(student, tmp_path, monkeypatch):
     assert (form.precision_of(whole), form.precision_of(half)) == ("fp32", "fp16")
 
 
+@pytest.mark.slow("converts")
 def test_openvino_is_computed_as_it_was_checked(vino):
     for precision, path in vino.items():
         assert FORMATS["openvino"].facts(path)["meddet_inference_precision"] == "f32"
@@ -106,6 +107,7 @@ def test_openvino_is_computed_as_it_was_checked(vino):
         assert FORMATS["openvino"].describe(path) == [f"OpenVINO, precision {precision}, computed in f32"]
 
 
+@pytest.mark.slow("converts")
 def test_openvino_of_others_is_left_to_openvino(vino, tmp_path):
     foreign = tmp_path / "foreign_openvino_model"
     foreign.mkdir()

@@ -49,6 +49,7 @@ def test_onnx_half_and_an_engine(model, tmp_path):
     assert set(read_engine(engine).metadata["meddet_audit"]["matrix"]) == {"fp16"}
 
 
+@pytest.mark.slow("converts")
 def test_openvino(model, tmp_path):
     pytest.importorskip("openvino")
     assert any(export_openvino(model, tmp_path / "student_openvino_model", imgsz=64).glob("*.xml"))

@@ -99,6 +99,7 @@ def test_an_old_export_survives_a_failure(student, tmp_path, monkeypatch):
     assert (tmp_path / "s.onnx").read_bytes() == b"old"
 
 
+@pytest.mark.slow("converts")
 def test_openvino_is_the_model(student, tmp_path):
     openvino = pytest.importorskip("openvino")
     with warnings.catch_warnings():
