@@ -23,6 +23,7 @@ import yaml
 from meddet_yolo.compare.files import FOUND, PROGRESS, REASON, RESULT, SPEC, WEIGHTS, read_json, write_json
 from meddet_yolo.compare.plan import with_head
 from meddet_yolo.registry.trust import trusting
+from meddet_yolo.train.memory import peak_memory, wait_for
 
 __all__ = ["main"]
 
@@ -164,16 +165,16 @@ class _Training:
         self._times, self._epoch_begun = [], time.monotonic()
 
     def _on_train_batch_start(self, trainer: Any) -> None:
-        _wait_for(trainer.device)
+        wait_for(trainer.device)
         self._begun = time.perf_counter()
 
     def _on_train_batch_end(self, trainer: Any) -> None:
-        _wait_for(trainer.device)
+        wait_for(trainer.device)
         self._times.append(time.perf_counter() - self._begun)
 
     def _on_train_epoch_end(self, trainer: Any) -> None:
         self.steps["epochs"][str(trainer.epoch)] = statistics.median(self._times)
-        self.steps["peak"] = max(self.steps["peak"], _peak_memory(trainer.device))
+        self.steps["peak"] = max(self.steps["peak"], peak_memory(trainer.device))
         write_json(self.folder / _STEPS, self.steps)
         seconds = time.monotonic() - self._epoch_begun
         progress = {"epoch": trainer.epoch + 1, "epochs": trainer.epochs, "seconds_per_epoch": round(seconds, 3)}
@@ -227,28 +228,6 @@ def _measure(weights: Path, run: Path, training: dict[str, Any], data: Path, opt
     shutil.rmtree(run / "val", ignore_errors=True)
     scores = box_scores(metrics)
     return {"parameters": parameters, "fold_scores": {"mAP50-95": scores["map50_95"], "mAP50": scores["map50"]}}
-
-
-def _wait_for(device: Any) -> None:
-    """Let a GPU finish what it was given, so that a step's time is its own."""
-    if device.type == "cuda":
-        import torch
-
-        torch.cuda.synchronize(device)
-
-
-def _peak_memory(device: Any) -> int:
-    """Return the most memory so far in bytes: of the GPU, or of this process where there is none."""
-    if device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.max_memory_reserved(device))
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import time
@@ -23,6 +22,7 @@ from ultralytics.utils.torch_utils import get_num_params, unwrap_model
 from meddet_yolo.console import quiet
 from meddet_yolo.distill.levels import match_teacher
 from meddet_yolo.distill.teachers import detector_spec
+from meddet_yolo.train.memory import peak_memory, wait_for
 from meddet_yolo.train.trainer import DistillTrainer
 
 __all__ = ["PlanCheck", "check_training"]
@@ -138,8 +138,7 @@ class _Clock:
 
     def step(self, trainer: Any) -> None:
         """Note a step; the first, in which memory is allotted, counts only if it stays the only one."""
-        if trainer.device.type == "cuda":
-            torch.cuda.synchronize(trainer.device)
+        wait_for(trainer.device)
         now = time.perf_counter()
         self.steps.append(now - self.last)
         self.last = now
@@ -223,7 +222,7 @@ def _answer(trainer: DistillTrainer, clock: _Clock, name: str, folder: Path, dev
         step_s=median(clock.timed),
         timed=len(clock.timed),
         val_s=_validation_seconds(trainer),
-        memory_mb=_peak_memory(trainer.device),
+        memory_mb=peak_memory(trainer.device) / 1e6,
         folder=folder,
         warnings=warnings,
     )
@@ -254,8 +253,7 @@ def _validation_seconds(trainer: Any) -> float:
     batch = next(iter(trainer.test_loader))
     model = unwrap_model(trainer.model).eval()
     model(batch["img"].to(trainer.device).float() / 255)
-    if trainer.device.type == "cuda":
-        torch.cuda.synchronize(trainer.device)
+    wait_for(trainer.device)
     return (time.perf_counter() - begin) * len(trainer.test_loader)
 
 
@@ -264,17 +262,6 @@ def _device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"GPU {device.index or 0} ({torch.cuda.get_device_name(device)})"
     return f"CPU, {torch.get_num_threads()} of {os.cpu_count()} threads" if device.type == "cpu" else str(device)
-
-
-def _peak_memory(device: torch.device) -> float:
-    """Return the peak memory in MB of the GPU, or of this process; NaN where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device) / 1e6
-    try:
-        import resource
-    except ImportError:  # Windows
-        return math.nan
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def _span(seconds: float) -> str:
