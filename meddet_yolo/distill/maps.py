@@ -36,6 +36,7 @@ class MapMethod(DistillMethod):
 
     def __init__(self, student: DetectorSpec, teachers: Sequence[DetectorSpec], options: Any) -> None:
         super().__init__(student, teachers, options)
+        self.options = options
         self._levels = [match_teacher(student, teacher) for teacher in teachers]
         self.pairs = [teacher.channels[i] for teacher, ls in zip(teachers, self._levels, strict=True) for i in ls]
         self.projections = nn.ModuleList(

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from meddet_yolo.distill.levels import match_teacher
-from meddet_yolo.distill.method import DetectorOutput, DetectorSpec
+from meddet_yolo.distill.method import DetectorOutput, DetectorSpec, DistillMethod, HeadLoss, Term
 
-__all__ = ["Guidance", "PredictionReader", "corners", "distances", "rebin", "spread"]
+__all__ = [
+    "Guidance",
+    "PredictionMethod",
+    "PredictionReader",
+    "corners",
+    "distances",
+    "rebin",
+    "score_errors",
+    "spread",
+]
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,11 @@ class Guidance:
     def confidence(self) -> Tensor:
         """The top class score at each anchor, (B, A)."""
         return self.scores.amax(1)
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of all confidences, at least 1: what stands for the number of objects, as a scalar."""
+        return self.confidence.sum().clamp(min=1.0)
 
 
 def distances(boxes: Tensor, reg_max: int) -> Tensor:
@@ -213,6 +229,77 @@ class PredictionReader:
             part = part.flatten(1, 2).unflatten(2, tuple(boxes[level].shape[2:]))
             bins.append(_resample(part, size).flatten(2).unflatten(1, (4, self._reg_max)))
         return Guidance(torch.cat(scores, 2), known, torch.cat(sides, 2), torch.cat(bins, 3) if bins else None)
+
+
+class PredictionMethod(DistillMethod):
+    """A method that compares the student's predictions with what its teachers say together at the same anchors.
+
+    Args:
+        student: The student.
+        teachers: The teachers.
+        options: The method's options.
+
+    Attributes:
+        name: What `distill` calls it, for messages.
+        temperature: What the logits of the teachers' box distributions are divided by.
+
+    Raises:
+        ValueError: If the student has no dense predictions, or a level has no counterpart.
+    """
+
+    needs_predictions = True
+    partial_classes = True
+    name: ClassVar[str]
+    temperature: float = 1.0
+
+    def __init__(self, student: DetectorSpec, teachers: Sequence[DetectorSpec], options: Any) -> None:
+        super().__init__(student, teachers, options)
+        self.options = options
+        self._reg_max = student.reg_max
+        self._read = PredictionReader(self.name, student, teachers)
+
+    def forward(
+        self,
+        student: DetectorOutput,
+        teachers: Sequence[DetectorOutput],
+        batch: Mapping[str, Any],
+        *,
+        head_loss: HeadLoss,
+    ) -> dict[str, Term]:
+        """Read the teachers and compute the terms; see `DistillMethod.forward`."""
+        return self.terms(student, self._read.together(student, teachers, self.temperature), batch)
+
+    @abstractmethod
+    def terms(self, student: DetectorOutput, guidance: Guidance, batch: Mapping[str, Any]) -> dict[str, Term]:
+        """Compute the terms.
+
+        Args:
+            student: The student's output, with gradient.
+            guidance: What the teachers say.
+            batch: Labels, see `DistillMethod.forward`.
+        """
+
+
+def score_errors(logits: Tensor, guidance: Guidance) -> tuple[Tensor, Tensor]:
+    """Compare scores: binary cross-entropy times the distance of the probabilities, and that distance.
+
+    The product is the quality focal loss with exponent 1 (Li et al., GFL, NeurIPS 2020, eq. 5) with soft labels.
+
+    Args:
+        logits: The student's, (B, nc, A).
+        guidance: What the teachers say.
+
+    Returns:
+        Both of shape (B, nc, A), 0 for classes that no teacher knows.
+
+    Examples:
+        >>> told = Guidance(torch.full((1, 1, 1), 0.5), torch.tensor([True]), torch.zeros(1, 4, 1), None)
+        >>> [part.item() for part in score_errors(torch.zeros(1, 1, 1), told)]
+        [0.0, 0.0]
+    """
+    logits = logits.float()
+    apart = (logits.sigmoid() - guidance.scores).abs() * guidance.known[:, None]
+    return apart * F.binary_cross_entropy_with_logits(logits, guidance.scores, reduction="none"), apart
 
 
 def _resample(x: Tensor, size: tuple[int, int]) -> Tensor:

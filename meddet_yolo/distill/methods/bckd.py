@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
-
-from meddet_yolo.distill.method import DetectorOutput, DetectorSpec, DistillMethod, HeadLoss, Term
+from meddet_yolo.distill.method import DetectorOutput, Term
 from meddet_yolo.distill.options import Options, number
-from meddet_yolo.distill.predictions import PredictionReader, corners, distances
+from meddet_yolo.distill.predictions import Guidance, PredictionMethod, corners, distances, score_errors
 
 __all__ = ["BCKD", "BCKDOptions"]
 
@@ -36,7 +34,7 @@ class BCKDOptions(Options):
         self.put("bckd_box_weight", number("bckd_box_weight", self.bckd_box_weight, low=0))
 
 
-class BCKD(DistillMethod):
+class BCKD(PredictionMethod):
     """Binary cross-entropy to scores and GIoU to boxes, weighted by how far the scores are apart (arXiv 2308.14286).
 
     The method of Yang et al., "Bridging Cross-task Protocol Inconsistency for Distillation in Dense Object Detection"
@@ -51,6 +49,7 @@ class BCKD(DistillMethod):
 
     Examples:
         >>> import torch
+        >>> from meddet_yolo.distill.method import DetectorSpec
         >>> student = DetectorSpec("student", [8], [8], nc=2, reg_max=16)
         >>> method = BCKD(student, [DetectorSpec("a.pt", [16], [8], nc=2, reg_max=16)], BCKDOptions())
         >>> small = DetectorOutput([torch.randn(2, 8, 4, 4)], torch.randn(2, 2, 16), torch.randn(2, 64, 16))
@@ -60,31 +59,12 @@ class BCKD(DistillMethod):
     """
 
     Options = BCKDOptions
-    needs_predictions = True
-    partial_classes = True
+    name = "bckd"
 
-    def __init__(self, student: DetectorSpec, teachers: Sequence[DetectorSpec], options: BCKDOptions) -> None:
-        """Match the levels."""
-        super().__init__(student, teachers, options)
-        self.options = options
-        self._reg_max = student.reg_max
-        self._read = PredictionReader("bckd", student, teachers)
-
-    def forward(
-        self,
-        student: DetectorOutput,
-        teachers: Sequence[DetectorOutput],
-        batch: Mapping[str, Any],
-        *,
-        head_loss: HeadLoss,
-    ) -> dict[str, Term]:
-        """Compute the terms `bckd_cls` and `bckd_box`; see `DistillMethod.forward`."""
+    def terms(self, student: DetectorOutput, guidance: Guidance, batch: Mapping[str, Any]) -> dict[str, Term]:
+        """Compute the terms `bckd_cls` and `bckd_box`."""
         assert student.logits is not None and student.boxes is not None
-        guidance = self._read.together(student, teachers)
-        total = guidance.confidence.sum().clamp(min=1.0)
-        logits = student.logits.float()
-        apart = (logits.sigmoid() - guidance.scores).abs() * guidance.known[:, None]
-        errors = F.binary_cross_entropy_with_logits(logits, guidance.scores, reduction="none")
+        errors, apart = score_errors(student.logits, guidance)
         mine, theirs = (
             corners(sides.transpose(1, 2).flatten(0, 1))
             for sides in (distances(student.boxes, self._reg_max), guidance.distances)
@@ -93,6 +73,6 @@ class BCKD(DistillMethod):
 
         boxes = generalized_box_iou_loss(mine, theirs) * apart.detach().amax(1).flatten()
         return {
-            "bckd_cls": Term((apart * errors).sum() / total, self.options.bckd_cls_weight),
-            "bckd_box": Term(boxes.sum() / total, self.options.bckd_box_weight),
+            "bckd_cls": Term(errors.sum() / guidance.total, self.options.bckd_cls_weight),
+            "bckd_box": Term(boxes.sum() / guidance.total, self.options.bckd_box_weight),
         }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from meddet_yolo.distill.maps import MapMethod
-from meddet_yolo.distill.method import DetectorOutput, DetectorSpec, Term
+from meddet_yolo.distill.method import DetectorOutput, Term
 from meddet_yolo.distill.options import Options, number
 from meddet_yolo.distill.standardise import standardise
 
@@ -50,6 +50,7 @@ class CWD(MapMethod):
     The loss is the mean over levels and teachers.
 
     Examples:
+        >>> from meddet_yolo.distill.method import DetectorSpec
         >>> student = DetectorSpec("student", [8], [8], nc=2, reg_max=16)
         >>> method = CWD(student, [DetectorSpec("a.pt", [16], [8], nc=2, reg_max=16)], CWDOptions())
         >>> small, large = DetectorOutput([torch.randn(2, 8, 4, 4)]), DetectorOutput([torch.randn(2, 16, 4, 4)])
@@ -58,11 +59,6 @@ class CWD(MapMethod):
     """
 
     Options = CWDOptions
-
-    def __init__(self, student: DetectorSpec, teachers: Sequence[DetectorSpec], options: CWDOptions) -> None:
-        """Match the levels and build a projection for each."""
-        super().__init__(student, teachers, options)
-        self.options = options
 
     def terms(
         self, pairs: Sequence[tuple[Tensor, Tensor]], teachers: Sequence[DetectorOutput], batch: Mapping[str, Any]

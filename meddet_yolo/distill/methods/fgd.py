@@ -111,7 +111,6 @@ class FGD(MapMethod):
     def __init__(self, student: DetectorSpec, teachers: Sequence[DetectorSpec], options: FGDOptions) -> None:
         """Match the levels; build a projection and two context blocks for each."""
         super().__init__(student, teachers, options)
-        self.options = options
         self.own = nn.ModuleList(ContextBlock(channels) for channels in self.pairs)
         self.theirs = nn.ModuleList(ContextBlock(channels) for channels in self.pairs)
 

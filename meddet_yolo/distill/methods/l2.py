@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor
 
-from meddet_yolo.distill.levels import match_teacher
-from meddet_yolo.distill.method import DetectorOutput, DetectorSpec, DistillMethod, HeadLoss, Term
+from meddet_yolo.distill.maps import MapMethod
+from meddet_yolo.distill.method import DetectorOutput, Term
 from meddet_yolo.distill.options import Options, number
 from meddet_yolo.distill.standardise import standardise
 
@@ -37,7 +37,7 @@ class ScoreWeightedL2Options(Options):
         self.put("l2_weight", number("l2_weight", self.l2_weight, low=0))
 
 
-class ScoreWeightedL2(DistillMethod):
+class ScoreWeightedL2(MapMethod):
     """Squared error between projected student maps and teacher maps, weighted by the teacher's top class score.
 
     At level l, with the student's map S, the teacher's T, a 1x1 convolution P and the teacher's top score
@@ -50,6 +50,7 @@ class ScoreWeightedL2(DistillMethod):
     teacher's scale nor the batch size moves the weight, and the resampling of teachers that read another image size.
 
     Examples:
+        >>> from meddet_yolo.distill.method import DetectorSpec
         >>> student = DetectorSpec("student", [8, 8], [8, 16], nc=2, reg_max=16)
         >>> teacher = DetectorSpec("a.pt", [16, 16], [8, 16], nc=2, reg_max=16)
         >>> method = ScoreWeightedL2(student, [teacher], ScoreWeightedL2Options())
@@ -63,38 +64,18 @@ class ScoreWeightedL2(DistillMethod):
     needs_predictions = True
     partial_classes = True  # the top score of the classes that a teacher knows
 
-    def __init__(
-        self, student: DetectorSpec, teachers: Sequence[DetectorSpec], options: ScoreWeightedL2Options
-    ) -> None:
-        """Match the levels and build a projection for each."""
-        super().__init__(student, teachers, options)
-        self.options = options
-        self._levels = [match_teacher(student, teacher) for teacher in teachers]
-        self.projections = nn.ModuleList(
-            nn.ModuleList(
-                nn.Conv2d(channels, teacher.channels[level], 1, bias=False)
-                for channels, level in zip(student.channels, levels, strict=True)
-            )
-            for teacher, levels in zip(teachers, self._levels, strict=True)
-        )
-
-    def forward(
-        self,
-        student: DetectorOutput,
-        teachers: Sequence[DetectorOutput],
-        batch: Mapping[str, Any],
-        *,
-        head_loss: HeadLoss,
+    def terms(
+        self, pairs: Sequence[tuple[Tensor, Tensor]], teachers: Sequence[DetectorOutput], batch: Mapping[str, Any]
     ) -> dict[str, Term]:
-        """Compute the one term, `l2`; see `DistillMethod.forward`."""
-        losses = []
-        for output, levels, projections in zip(teachers, self._levels, self.projections, strict=True):
+        """Compute the one term, `l2`."""
+        scores = []
+        for output, levels in zip(teachers, self._levels, strict=True):
             assert output.logits is not None  # needs_predictions
-            scores = output.by_level(output.logits.float().sigmoid().amax(1, keepdim=True))
-            for level, project, x in zip(levels, projections, student.feats, strict=True):  # type: ignore[call-overload]
-                size = (x.shape[2], x.shape[3])
-                target = standardise(F.adaptive_avg_pool2d(output.feats[level], size))
-                weights = F.adaptive_avg_pool2d(scores[level], size)
-                error = (standardise(project(x)) - target).square().mean(1, keepdim=True)
-                losses.append((error * weights).sum() / weights.sum().clamp(min=1e-9))
+            top = output.by_level(output.logits.float().sigmoid().amax(1, keepdim=True))
+            scores += [top[level] for level in levels]
+        losses = []
+        for (projected, target), score in zip(pairs, scores, strict=True):
+            weights = F.adaptive_avg_pool2d(score, (target.shape[2], target.shape[3]))
+            error = (standardise(projected) - standardise(target)).square().mean(1, keepdim=True)
+            losses.append((error * weights).sum() / weights.sum().clamp(min=1e-9))
         return {"l2": Term(torch.stack(losses).mean(), self.options.l2_weight)}

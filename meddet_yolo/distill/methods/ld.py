@@ -8,9 +8,9 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from meddet_yolo.distill.method import DetectorOutput, DetectorSpec, DistillMethod, HeadLoss, Term
+from meddet_yolo.distill.method import DetectorOutput, DetectorSpec, Term
 from meddet_yolo.distill.options import Options, number
-from meddet_yolo.distill.predictions import PredictionReader
+from meddet_yolo.distill.predictions import Guidance, PredictionMethod
 from meddet_yolo.distill.regions import main_and_valuable
 
 __all__ = ["LD", "LDOptions"]
@@ -44,7 +44,7 @@ class LDOptions(Options):
         self.put("ld_gamma", number("ld_gamma", self.ld_gamma, low=0, high=1))
 
 
-class LD(DistillMethod):
+class LD(PredictionMethod):
     """Divergence of the box distributions at a temperature (Zheng et al., CVPR 2022, arXiv 2102.12252).
 
     With the logits z of the distribution of one side, of the student and of the teachers:
@@ -67,8 +67,7 @@ class LD(DistillMethod):
     """
 
     Options = LDOptions
-    needs_predictions = True
-    partial_classes = True  # boxes alone
+    name = "ld"
 
     def __init__(self, student: DetectorSpec, teachers: Sequence[DetectorSpec], options: LDOptions) -> None:
         """Match the levels; refuse detectors without distributions."""
@@ -79,22 +78,13 @@ class LD(DistillMethod):
                     f"distill=ld compares distributions of box sides, and {detector.name} has none (reg_max=1, as "
                     "YOLO26 has); use response or bckd, which compare boxes"
                 )
-        self.options = options
-        self._reg_max = student.reg_max
-        self._read = PredictionReader("ld", student, teachers)
+        self.temperature = options.ld_temperature
 
-    def forward(
-        self,
-        student: DetectorOutput,
-        teachers: Sequence[DetectorOutput],
-        batch: Mapping[str, Any],
-        *,
-        head_loss: HeadLoss,
-    ) -> dict[str, Term]:
-        """Compute the terms `ld` and `ld_valuable`; see `DistillMethod.forward`."""
+    def terms(self, student: DetectorOutput, guidance: Guidance, batch: Mapping[str, Any]) -> dict[str, Term]:
+        """Compute the terms `ld` and `ld_valuable`."""
         assert student.boxes is not None
         o = self.options
-        target = self._read.together(student, teachers, o.ld_temperature).bins
+        target = guidance.bins
         assert target is not None
         shapes = [(x.shape[2], x.shape[3]) for x in student.feats]
         regions = main_and_valuable(shapes, batch, len(student.boxes), o.ld_gamma)

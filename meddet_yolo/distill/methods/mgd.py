@@ -66,7 +66,6 @@ class MGD(MapMethod):
     def __init__(self, student: DetectorSpec, teachers: Sequence[DetectorSpec], options: MGDOptions) -> None:
         """Match the levels; build a projection and a generator for each."""
         super().__init__(student, teachers, options)
-        self.options = options
         self.generators = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(channels, channels, 3, padding=1),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from meddet_yolo.distill.maps import MapMethod
-from meddet_yolo.distill.method import DetectorOutput, DetectorSpec, Term
+from meddet_yolo.distill.method import DetectorOutput, Term
 from meddet_yolo.distill.options import Options, number
 from meddet_yolo.distill.standardise import standardise
 
@@ -47,6 +47,7 @@ class PKD(MapMethod):
     student's map through a 1x1 convolution; the loss is the mean over levels and teachers.
 
     Examples:
+        >>> from meddet_yolo.distill.method import DetectorSpec
         >>> student = DetectorSpec("student", [8], [8], nc=2, reg_max=16)
         >>> method = PKD(student, [DetectorSpec("a.pt", [16], [8], nc=2, reg_max=16)], PKDOptions())
         >>> small, large = DetectorOutput([torch.randn(2, 8, 4, 4)]), DetectorOutput([torch.randn(2, 16, 4, 4)])
@@ -55,11 +56,6 @@ class PKD(MapMethod):
     """
 
     Options = PKDOptions
-
-    def __init__(self, student: DetectorSpec, teachers: Sequence[DetectorSpec], options: PKDOptions) -> None:
-        """Match the levels and build a projection for each."""
-        super().__init__(student, teachers, options)
-        self.options = options
 
     def terms(
         self, pairs: Sequence[tuple[Tensor, Tensor]], teachers: Sequence[DetectorOutput], batch: Mapping[str, Any]

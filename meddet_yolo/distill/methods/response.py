@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from meddet_yolo.distill.method import DetectorOutput, DetectorSpec, DistillMethod, HeadLoss, Term
+from meddet_yolo.distill.method import DetectorOutput, Term
 from meddet_yolo.distill.options import Options, number
-from meddet_yolo.distill.predictions import Guidance, PredictionReader, corners, distances
+from meddet_yolo.distill.predictions import Guidance, PredictionMethod, corners, distances, score_errors
 
 __all__ = ["Response", "ResponseOptions"]
 
@@ -39,7 +39,7 @@ class ResponseOptions(Options):
         self.put("response_threshold", number("response_threshold", self.response_threshold, low=0, high=1))
 
 
-class Response(DistillMethod):
+class Response(PredictionMethod):
     """Quality focal loss to the teachers' scores, CIoU and divergence of distributions to their boxes.
 
     At anchor a, with the student's logits s, the teachers' mean probabilities t and their maximum over classes w:
@@ -55,6 +55,7 @@ class Response(DistillMethod):
 
     Examples:
         >>> import torch
+        >>> from meddet_yolo.distill.method import DetectorSpec
         >>> student = DetectorSpec("student", [8], [8], nc=2, reg_max=16)
         >>> method = Response(student, [DetectorSpec("a.pt", [16], [8], nc=2, reg_max=16)], ResponseOptions())
         >>> small = DetectorOutput([torch.randn(2, 8, 4, 4)], torch.randn(2, 2, 16), torch.randn(2, 64, 16))
@@ -64,35 +65,14 @@ class Response(DistillMethod):
     """
 
     Options = ResponseOptions
-    needs_predictions = True
-    partial_classes = True
+    name = "response"
 
-    def __init__(self, student: DetectorSpec, teachers: Sequence[DetectorSpec], options: ResponseOptions) -> None:
-        """Match the levels."""
-        super().__init__(student, teachers, options)
-        self.options = options
-        self._reg_max = student.reg_max
-        self._read = PredictionReader("response", student, teachers)
-
-    def forward(
-        self,
-        student: DetectorOutput,
-        teachers: Sequence[DetectorOutput],
-        batch: Mapping[str, Any],
-        *,
-        head_loss: HeadLoss,
-    ) -> dict[str, Term]:
-        """Compute the one term, `response`; see `DistillMethod.forward`."""
+    def terms(self, student: DetectorOutput, guidance: Guidance, batch: Mapping[str, Any]) -> dict[str, Term]:
+        """Compute the one term, `response`."""
         assert student.logits is not None and student.boxes is not None
-        guidance = self._read.together(student, teachers)
-        total = guidance.confidence.sum().clamp(min=1.0)
-        logits = student.logits.float()
-        errors = F.binary_cross_entropy_with_logits(logits, guidance.scores, reduction="none")
-        errors = errors * (logits.sigmoid() - guidance.scores).abs()
-        classes = (errors * guidance.known[:, None]).sum()
-        return {
-            "response": Term((classes + self._boxes(student.boxes, guidance)) / total, self.options.response_weight)
-        }
+        classes = score_errors(student.logits, guidance)[0].sum()
+        loss = (classes + self._boxes(student.boxes, guidance)) / guidance.total
+        return {"response": Term(loss, self.options.response_weight)}
 
     def _boxes(self, boxes: Tensor, guidance: Guidance) -> Tensor:
         """Return the weighted sum of the box errors."""

@@ -33,7 +33,7 @@ def by_the_formula(method: ScoreWeightedL2, student: DetectorOutput, teachers: l
         assert teacher.logits is not None
         first = 0
         for level, (s, t) in enumerate(zip(student.feats, teacher.feats, strict=True)):
-            weight = method.projections[index][level].weight[:, :, 0, 0].double()
+            weight = method.projections[index * len(student.feats) + level].weight[:, :, 0, 0].double()
             projected = torch.einsum("dc,bchw->bdhw", weight, s.double())
             given = t.double()
             height, width = t.shape[2:]
@@ -70,7 +70,7 @@ def test_it_is_the_formula(levels, number, seed):
 def test_a_copy_costs_nothing_and_positions_without_score_do_not_count():
     method = ScoreWeightedL2(spec("student", [4]), [spec("a.pt", [4])], ScoreWeightedL2Options())
     with torch.no_grad():
-        method.projections[0][0].weight.copy_(torch.eye(4)[:, :, None, None])
+        method.projections[0].weight.copy_(torch.eye(4)[:, :, None, None])
     teacher = output([4], seed=1)
     assert term(method, DetectorOutput(teacher.feats), [teacher]).item() == pytest.approx(0, abs=1e-9)
     assert teacher.logits is not None
