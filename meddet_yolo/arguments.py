@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from meddet_yolo.console import as_list, describe
+from meddet_yolo.console import as_list, describe, read_keys
 
 __all__ = [
     "MODES",
@@ -141,8 +141,6 @@ def parse(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 
 def read_recipe(cfg: Any) -> dict[str, Any]:
     """Read a recipe: a YAML file, or the bare name of one that the package ships."""
-    import yaml
-
     import meddet_yolo.cfg
 
     shipped = Path(meddet_yolo.cfg.__file__).parent / "distill"
@@ -152,16 +150,11 @@ def read_recipe(cfg: Any) -> dict[str, Any]:
     if not path.is_file():
         names = ", ".join(sorted(p.name for p in shipped.glob("*.yaml")))
         raise FileNotFoundError(f"cfg={cfg}: no such file, and no recipe that is shipped ({names})")
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"cfg={cfg} is no valid YAML: {describe(error)}") from error
-    if not isinstance(recipe, dict):
-        raise ValueError(f"cfg={cfg} must hold 'key: value' lines, got a {type(recipe).__name__}")
+    recipe = read_keys(path, f"cfg={cfg}")
     recipe.pop("cfg", None)
     if recipe.pop("trust", False) is not False:
         raise UsageError(f"cfg={cfg} says trust: that is the command line's to say, because a recipe is a file too")
-    return {str(k): v for k, v in recipe.items()}
+    return recipe
 
 
 def nearest(name: str, valid: Collection[str]) -> str:

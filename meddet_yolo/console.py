@@ -8,9 +8,10 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-__all__ = ["as_list", "describe", "fetch_only_what_is_asked_for", "may_fetch", "quiet"]
+__all__ = ["as_list", "describe", "fetch_only_what_is_asked_for", "may_fetch", "quiet", "read_keys"]
 
 _MESSAGE_LIMIT = 300
 _ASKED_ONLY = "MEDDET_FETCH_ASKED_ONLY"  # for the processes that a command starts, too
@@ -53,6 +54,27 @@ def describe(error: BaseException) -> str:
     if len(text) > _MESSAGE_LIMIT:
         text = f"{text[:_MESSAGE_LIMIT].rsplit(' ', 1)[0]} ... (MEDDET_TRACEBACK=1 shows all of it)"
     return text
+
+
+def read_keys(file: Path, name: str) -> dict[str, Any]:
+    """Read a YAML file of `key: value` lines.
+
+    Args:
+        file: The file.
+        name: What messages call it.
+
+    Raises:
+        ValueError: If it is no valid YAML, or holds something else.
+    """
+    import yaml
+
+    try:
+        keys = yaml.safe_load(file.read_text(encoding="utf-8-sig")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is no valid YAML: {describe(error)}") from error
+    if not isinstance(keys, dict):
+        raise ValueError(f"{name} must hold 'key: value' lines, got a {type(keys).__name__}")
+    return {str(key): value for key, value in keys.items()}
 
 
 @contextmanager

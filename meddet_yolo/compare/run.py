@@ -9,8 +9,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from meddet_yolo.compare.executor import Executor, LocalExecutor, devices_of
 from meddet_yolo.compare.folds import class_names, make_folds, read_images, write_folds
 from meddet_yolo.compare.harness import execute, failed_runs, locked, prepare
@@ -19,7 +17,7 @@ from meddet_yolo.compare.plan_reader import make_plan
 from meddet_yolo.compare.report import as_text, write_report
 from meddet_yolo.compare.scores import score_runs
 from meddet_yolo.compare.speed import measure_speed
-from meddet_yolo.console import quiet
+from meddet_yolo.console import quiet, read_keys
 
 __all__ = ["compare"]
 
@@ -163,13 +161,7 @@ def _recipe(file: Path) -> dict[str, Any]:
     """Read a plan's YAML; paths in it are relative to the folder that the command is called in."""
     if not file.is_file():
         raise FileNotFoundError(f"cfg={file}: no such file")
-    try:
-        recipe = yaml.safe_load(file.read_text(encoding="utf-8-sig")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"cfg={file} is no valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(recipe, dict):
-        raise ValueError(f"cfg={file} must hold 'key: value' lines, got a {type(recipe).__name__}")
-    return {str(key): value for key, value in recipe.items()}
+    return read_keys(file, f"cfg={file}")
 
 
 @contextmanager
