@@ -55,7 +55,7 @@ _URGENCY = {"leak": 0, "object with two classes": 1}
 
 def write_contact_sheet(
     path: Path, findings: Sequence[Finding], entries: Sequence[Entry], planned: Sequence[Planned], max_pixels: int
-) -> list[Finding]:
+) -> Path | None:
     """Draw findings, each with its image or first two images and their boxes; those in question are red.
 
     Without findings, a picture of an earlier check is removed.
@@ -68,12 +68,12 @@ def write_contact_sheet(
         max_pixels: The most pixels that a picture may have.
 
     Returns:
-        The findings that are shown.
+        The PNG; None without findings.
     """
     shown = choose(findings)
     if not shown:
         path.unlink(missing_ok=True)
-        return []
+        return None
     from matplotlib.figure import Figure
 
     rows = math.ceil(len(shown) / _COLUMNS)
@@ -89,7 +89,7 @@ def write_contact_sheet(
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
     write_anew(path, content.getvalue())
-    return shown
+    return path
 
 
 def _draw(axis: Any, finding: Finding, entries: Sequence[Entry], planned: Sequence[Planned], max_pixels: int) -> None:

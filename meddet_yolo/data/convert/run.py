@@ -153,12 +153,12 @@ def convert(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         with alone(folder / LOCK, f"another process is writing to out={folder}: wait for it, or name another folder"):
+            written = folder / "report.md"
             if not check:
                 data = write_data_set(folder, planned, names, arguments, max_pixels, _progress("writing"))
             report.write(folder, f"{'Check' if check else 'Conversion'} of a data set ({kind})")
-            written, picture = folder / "report.md", folder / "findings.png"
-            if not check or not write_contact_sheet(picture, report.findings, entries, planned, max_pixels):
-                picture = None
+            if check:
+                picture = write_contact_sheet(folder / "findings.png", report.findings, entries, planned, max_pixels)
     return Conversion(data, report, report.left_out, written, picture)
 
 
