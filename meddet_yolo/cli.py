@@ -269,11 +269,10 @@ def _val_side_by_side(options: dict[str, Any]) -> None:
 
     from meddet_yolo.data.shipped import find_data
     from meddet_yolo.evaluate import report
+    from meddet_yolo.evaluate.noise import short_names
     from meddet_yolo.model import MedDet
 
-    stems = [Path(file).stem for file in files]
-    names = [file if stems.count(stem) > 1 else stem for file, stem in zip(files, stems, strict=True)]
-    models = {name: MedDet(file) for name, file in zip(names, files, strict=True)}
+    models = {name: MedDet(file) for name, file in zip(short_names(list(map(Path, files))), files, strict=True)}
     print(report.as_text(report.compare(models, find_data(options.pop("data")), **options)))
 
 

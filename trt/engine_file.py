@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from meddet_yolo.files import sha256_of as sha256
+
 __all__ = [
     "EngineFile",
     "EngineFileError",
@@ -29,7 +31,6 @@ __all__ = [
 ]
 
 _LENGTH_BYTES = 4
-_CHUNK = 1 << 20
 
 
 class EngineFileError(ValueError):
@@ -58,15 +59,6 @@ def sidecar_path(engine: str | Path) -> Path:
     """
     path = Path(engine)
     return path.with_name(f"{path.name}.json")
-
-
-def sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for chunk in iter(lambda: file.read(_CHUNK), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def write_engine(path: str | Path, plan: bytes | memoryview, metadata: Mapping[str, Any]) -> Path:

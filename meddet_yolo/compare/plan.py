@@ -6,7 +6,6 @@ of it. Two runs of the same description are the same run.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from meddet_yolo.files import sha256_of
 from meddet_yolo.registry import resolve_model_yaml
 
 __all__ = ["Method", "Plan", "RunSpec", "Teacher", "with_head"]
@@ -185,4 +185,4 @@ def with_head(model: str, head: Mapping[str, Any]) -> dict[str, Any]:
 
 def _digest(model: str) -> str:
     path = Path(model)
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_absolute() and path.is_file() else ""
+    return sha256_of(path)[:16] if path.is_absolute() and path.is_file() else ""

@@ -13,6 +13,7 @@ from ultralytics.engine.model import Model
 
 from meddet_yolo.distill.adapters import is_named, open_named, weights_file, with_absolute_file
 from meddet_yolo.distill.config import RunOptions
+from meddet_yolo.files import sha256_of
 from meddet_yolo.registry import load_detector
 
 __all__ = ["TeacherFiles"]
@@ -113,8 +114,7 @@ class TeacherFiles:
 
 def _digest(name: str) -> str:
     """Return the SHA-256 of a file, or nothing where there is none."""
-    path = Path(name)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return sha256_of(name) if Path(name).is_file() else ""
 
 
 def _digest_of_weights(model: nn.Module) -> str:
