@@ -168,7 +168,8 @@ class NmODE2Activation(nn.Module):
         """Check and keep the options; the tables of the closed form are shared and no part of the module."""
         super().__init__()
         _check_options(solver, steps, t_end)
-        self.t_end = float(t_end)
+        # As text: a number would be a variable of torch.compile(dynamic=True), to which no table belongs.
+        self._t_end = float(t_end).hex()
         self.solver = solver
         self.steps = steps
         self.rtol = rtol
@@ -180,6 +181,18 @@ class NmODE2Activation(nn.Module):
         start = start_of(self.t_end) if standardise else None
         self.shift = start.mean if start else 0.0
         self.scale = 1 / start.std if start else 1.0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what was pickled with ``t_end`` as a number."""
+        if "t_end" in state:
+            state = {**state, "_t_end": float(state["t_end"]).hex()}
+            del state["t_end"]
+        super().__setstate__(state)
+
+    @property
+    def t_end(self) -> float:
+        """End of the integration interval."""
+        return float.fromhex(self._t_end)
 
     def forward(self, g: Tensor) -> Tensor:
         """Map g of any shape (B, ...) to a tensor of the same shape and dtype."""

@@ -57,7 +57,7 @@ def packed_words(t_end: float, order: int, device: torch.device) -> Tensor:
     if torch.compiler.is_dynamo_compiling():
         words: Tensor = getattr(_SHELF, _shelve(t_end, order, torch.float32, device))
         return words
-    return _CACHE.get(("packed", t_end, order), device, lambda: torch.from_numpy(packed_table(t_end, order).words))
+    return _packed_words(t_end, order, device)
 
 
 @torch.compiler.assume_constant_result
@@ -72,7 +72,14 @@ def sixteen_bit_table(t_end: float, order: int, dtype: torch.dtype, device: torc
     if torch.compiler.is_dynamo_compiling():
         results: Tensor = getattr(_SHELF, _shelve(t_end, order, dtype, device))
         return results
+    return _sixteen_bit_table(t_end, order, dtype, device)
 
+
+def _packed_words(t_end: float, order: int, device: torch.device) -> Tensor:
+    return _CACHE.get(("packed", t_end, order), device, lambda: torch.from_numpy(packed_table(t_end, order).words))
+
+
+def _sixteen_bit_table(t_end: float, order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     def build() -> Tensor:
         bits = torch.from_numpy(np.arange(-32768, 32768).astype(np.int16))
         inputs = bits.view(dtype).double().numpy()
@@ -86,12 +93,13 @@ def _shelve(t_end: float, order: int, dtype: torch.dtype, device: torch.device) 
     """Put the table for g of this dtype on the shelf while a function is compiled, and return its name there.
 
     Were the table itself the constant result, Dynamo would call it by the name of the function that makes it; two of
-    one name in a graph, as those of a value and of its gradient, are an error in torch 2.14.
+    one name in a graph, as those of a value and of its gradient, are an error in torch 2.14. The functions called here
+    must not ask whether Dynamo compiles: where it has compiled them too, their answer is yes for good.
     """
     name = re.sub(r"\W", "_", f"{dtype}_{t_end!r}_{order}_{device}")
     if not hasattr(_SHELF, name):
         sixteen = dtype in SIXTEEN_BIT
-        table = sixteen_bit_table(t_end, order, dtype, device) if sixteen else packed_words(t_end, order, device)
+        table = _sixteen_bit_table(t_end, order, dtype, device) if sixteen else _packed_words(t_end, order, device)
         setattr(_SHELF, name, table)
     return name
 

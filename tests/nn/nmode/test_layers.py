@@ -212,6 +212,14 @@ def test_modules_copy_pickle_and_load_safely(g):
     ]
 
 
+def test_what_was_pickled_with_its_interval_as_a_number_loads():
+    state = dict(NmODE2Activation().__dict__)
+    del state["_t_end"]
+    act = NmODE2Activation.__new__(NmODE2Activation)
+    act.__setstate__({**state, "t_end": 0.5})
+    assert act.t_end == 0.5 and "t_end" not in vars(act)
+
+
 def test_empty_and_zero_dimensional_inputs():
     assert nmode2(torch.zeros(0, 3)).shape == (0, 3)
     assert nmode2(torch.tensor(0.0)).item() == pytest.approx(0.553136, abs=1e-6)
