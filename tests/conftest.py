@@ -5,6 +5,7 @@ Ultralytics reads its settings while it is imported, so the environment is set b
 
 import atexit
 import os
+import random
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -21,6 +22,7 @@ os.environ.update(
     OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),  # tensors are tiny here: threads would only wait
 )
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from filelock import FileLock  # noqa: E402
@@ -46,6 +48,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin every test, its fixtures too, with the same random numbers: what fails once fails again."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 def tree_files(root: Path) -> set[str]:
