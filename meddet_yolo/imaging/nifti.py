@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meddet_yolo.imaging.dicom import require
+from meddet_yolo.imaging.dicom_header import require
 from meddet_yolo.imaging.limits import (
     MAX_PIXELS,
     VolumeError,

@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from meddet_yolo.imaging.dicom import DicomFrame, VolumeError, read_header
+from meddet_yolo.imaging.dicom_header import DicomFrame, read_header
 from meddet_yolo.imaging.geometry import oriented
-from meddet_yolo.imaging.limits import MAX_PIXELS, checked_max_pixels
+from meddet_yolo.imaging.limits import MAX_PIXELS, VolumeError, checked_max_pixels
 from meddet_yolo.imaging.nifti import is_nifti
 from meddet_yolo.imaging.privacy import content_key, public_name, redact
 from meddet_yolo.imaging.volumes import (

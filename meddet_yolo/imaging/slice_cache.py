@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from meddet_yolo.files import alone, write_whole
-from meddet_yolo.imaging.dicom import read_header
+from meddet_yolo.imaging.dicom_header import read_header
 from meddet_yolo.imaging.limits import MAX_PIXELS, VolumeError
 from meddet_yolo.imaging.nifti import is_nifti
 from meddet_yolo.imaging.search import CACHE_SUFFIX

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from meddet_yolo.files import write_whole
-from meddet_yolo.imaging.dicom import DicomReference, load, require
+from meddet_yolo.imaging.dicom_header import DicomReference, load, require
 from meddet_yolo.imaging.limits import VolumeError
 from meddet_yolo.imaging.privacy import silent
 

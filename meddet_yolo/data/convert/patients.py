@@ -12,7 +12,7 @@ from typing import Any
 from meddet_yolo.data.convert.records import Collection, pseudonym
 from meddet_yolo.data.convert.write import Planned
 from meddet_yolo.data.splits import SPLITS, LeakageError, check_leakage, natural, split_patients
-from meddet_yolo.imaging.dicom import is_dicom, load
+from meddet_yolo.imaging.dicom_header import is_dicom, load
 
 __all__ = ["assign_parts", "find_patients"]
 
