@@ -159,3 +159,21 @@ def test_of_other_tasks_the_detection_part_serves(name: str, build: Any) -> None
     assert output.logits is not None
     torch.testing.assert_close(output.logits, preds["scores"], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(output.boxes, preds["boxes"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["meddet-n", "meddet11-n"])
+def test_what_a_head_has_before_its_prediction_layers_speaks_too(name: str) -> None:
+    model = detector(name).eval()
+    head: Any = model.model[-1]
+    for block in (*head.nmode_cls, *head.nmode_reg):  # gates, which start without effect
+        nn.init.normal_(block.out.weight)
+    for norm in (m for m in head.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.ones_(norm.bias)  # an untrained network's maps are all but 0
+    output = Teacher(model)(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        head.training = True
+        preds = model(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    preds = preds.get("one2many", preds)
+    assert output.logits is not None
+    torch.testing.assert_close(output.logits, preds["scores"], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(output.boxes, preds["boxes"], rtol=1e-3, atol=1e-3)

@@ -171,8 +171,9 @@ class YOLONetwork(Network):
         """Return the maps with what the head says of them."""
         head: Any = self.head
         parts = getattr(head, "one2many", {})
-        if parts.keys() > {"box_head", "cls_head"}:  # masks and keypoints are of no use here
-            detection = {name: part if name in ("box_head", "cls_head") else None for name, part in parts.items()}
+        wanted = ("box_head", "cls_head", "box_nmode", "cls_nmode")
+        if any(name not in wanted for name in parts):  # masks and keypoints are of no use here
+            detection = {name: part if name in wanted else None for name, part in parts.items()}
             return head_output(head.forward_head(list(maps), **detection))
         return head_output(head(list(maps)))
 
