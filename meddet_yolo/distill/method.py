@@ -25,6 +25,7 @@ METHODS: dict[str, str] = {
     "bckd": "meddet_yolo.distill.methods.bckd:BCKD",
     "fgd": "meddet_yolo.distill.methods.fgd:FGD",
     "ld": "meddet_yolo.distill.methods.ld:LD",
+    "crosskd": "meddet_yolo.distill.methods.crosskd:CrossKD",
 }
 """Where each method's class is, by the name that `distill=` takes."""
 
@@ -44,6 +45,8 @@ class DetectorSpec:
         nc: Number of classes.
         reg_max: Number of bins of its box distributions; 1 means boxes without distributions, 0 that its head gives no
             dense predictions at all, as RT-DETR's.
+        stems: Channels behind the first block of its head's class branch and of its box branch, for each level; none
+            where its head is not made of branches with a first block, further ones and a prediction layer.
     """
 
     name: str
@@ -51,6 +54,7 @@ class DetectorSpec:
     strides: list[float]
     nc: int
     reg_max: int
+    stems: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass
@@ -64,12 +68,18 @@ class DetectorOutput:
         boxes: Logits of the box distributions, (B, 4 * reg_max, A), sides left, top, right, bottom; None likewise.
         known: Which of the student's classes a teacher knows, (nc,) booleans; None all of them. The logits of the
             others stand for never, and are nothing to learn from.
+        stems: Of the student, what the first block of its head's class branch and that of its box branch give,
+            (B, K, H_l, W_l), for each level; None where no method reads it.
+        finish: Of a teacher that ran with its head, the rest of it: gives logits and boxes from such maps for each of
+            its levels, of any size, with gradient to them.
     """
 
     feats: list[Tensor]
     logits: Tensor | None = None
     boxes: Tensor | None = None
     known: Tensor | None = None
+    stems: list[tuple[Tensor, Tensor]] | None = None
+    finish: Callable[[Sequence[tuple[Tensor, Tensor]]], DetectorOutput] | None = None
 
     def by_level(self, predictions: Tensor) -> list[Tensor]:
         """Part predictions (B, K, A) by level, (B, K, H_l, W_l) each.
@@ -136,6 +146,7 @@ class DistillMethod(nn.Module, ABC):
         Options: Frozen dataclass of the method's options, validated, with a documented default each. The names are keys
             of `train`, so no two methods share one unless it means the same to both.
         needs_predictions: Whether the teachers must keep their heads.
+        reads_stems: Whether it reads `DetectorOutput.stems` of the student.
         partial_classes: Whether it does with teachers that know some of the student's classes only, heeding
             `DetectorOutput.known`; for methods that read predictions.
         progress: Measures of `metrics()` that the progress line shows; the others are logged once an epoch.
@@ -146,6 +157,7 @@ class DistillMethod(nn.Module, ABC):
 
     Options: ClassVar[type[BaseOptions]]
     needs_predictions: ClassVar[bool] = False
+    reads_stems: ClassVar[bool] = False
     partial_classes: ClassVar[bool] = False
     progress: ClassVar[tuple[str, ...]] = ()
 

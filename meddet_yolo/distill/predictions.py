@@ -21,6 +21,7 @@ __all__ = [
     "corners",
     "distances",
     "rebin",
+    "resample",
     "score_errors",
     "spread",
 ]
@@ -216,10 +217,10 @@ class PredictionReader:
         scores, sides, bins = [], [], []
         for x, (level, ratio) in zip(student.feats, levels, strict=True):
             size = (x.shape[2], x.shape[3])
-            scores.append(_resample(logits[level].sigmoid() * known[:, None, None], size).flatten(2))
+            scores.append(resample(logits[level].sigmoid() * known[:, None, None], size).flatten(2))
             flat = boxes[level].flatten(2)
             side = distances(flat, reg_max) * ratio
-            sides.append(_resample(side.unflatten(2, tuple(boxes[level].shape[2:])), size).flatten(2))
+            sides.append(resample(side.unflatten(2, tuple(boxes[level].shape[2:])), size).flatten(2))
             if self._reg_max == 1:
                 continue
             if reg_max == 1:
@@ -227,7 +228,7 @@ class PredictionReader:
             else:
                 part = rebin((flat.unflatten(1, (4, reg_max)) / temperature).softmax(2), ratio, self._reg_max)
             part = part.flatten(1, 2).unflatten(2, tuple(boxes[level].shape[2:]))
-            bins.append(_resample(part, size).flatten(2).unflatten(1, (4, self._reg_max)))
+            bins.append(resample(part, size).flatten(2).unflatten(1, (4, self._reg_max)))
         return Guidance(torch.cat(scores, 2), known, torch.cat(sides, 2), torch.cat(bins, 3) if bins else None)
 
 
@@ -302,8 +303,8 @@ def score_errors(logits: Tensor, guidance: Guidance) -> tuple[Tensor, Tensor]:
     return apart * F.binary_cross_entropy_with_logits(logits, guidance.scores, reduction="none"), apart
 
 
-def _resample(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring a map (B, K, H, W) to a size."""
+def resample(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring a map (B, K, H, W) to a height and width, bilinearly."""
     if tuple(x.shape[2:]) == size:
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

@@ -126,6 +126,11 @@ class DistillSession:
         self._seen = [] if idle else [teacher(images) for teacher in self.teachers]
 
     @property
+    def reads_stems(self) -> bool:
+        """Whether a method reads what the first blocks of the student's head give."""
+        return not self.over and any(method.reads_stems for method in self._methods())
+
+    @property
     def over(self) -> bool:
         """Whether the epoch is one of the last, which go without distillation."""
         return self._epochs is not None and self._epoch >= self._epochs

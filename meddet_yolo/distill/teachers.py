@@ -102,7 +102,7 @@ class Teacher:
         nc, bins = self._network.predictions
         if self.classes is not None:
             nc, bins = len(self.classes.sources), bins if any(self.classes.known) else 0
-        return DetectorSpec(self.name, list(self.channels), self.strides_at(imgsz), nc, bins)
+        return DetectorSpec(self.name, list(self.channels), self.strides_at(imgsz), nc, bins, list(self._network.stems))
 
     @property
     def silent(self) -> str:
@@ -185,6 +185,14 @@ class Teacher:
         if not self._keeps_head:
             return DetectorOutput(feats)
         output = self._network.predict(feats)
+        output.finish = self._finish
+        return self._in_classes_of_data(output)
+
+    def _finish(self, stems: Sequence[tuple[Tensor, Tensor]]) -> DetectorOutput:
+        """Return what the rest of the head says, with gradient to what it is given; see `DetectorOutput.finish`."""
+        return self._in_classes_of_data(self._network.finish(stems))
+
+    def _in_classes_of_data(self, output: DetectorOutput) -> DetectorOutput:
         if self.classes is not None and output.logits is not None:
             output.logits = self.classes(output.logits)
             output.known = torch.tensor(self.classes.known, device=output.logits.device)

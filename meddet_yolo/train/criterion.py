@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from meddet_yolo.distill.adapters.branches import run_stems
 from meddet_yolo.distill.session import DistillSession
 from meddet_yolo.distill.teachers import head_output
 
@@ -35,26 +38,19 @@ class DistillCriterion:
         loss, items = self.base(preds, batch)
         loss = loss.reshape(-1)
         images = batch["img"].shape[0]
+        student = head_output(preds)
+        if self._session.reads_stems:
+            with _kept_statistics(self._model.model[-1]) as head:
+                student.stems = run_stems(head, student.feats)
         terms, more = self._session.loss(
-            head_output(preds), batch, loss.detach().sum() / images, head_loss=lambda maps: self._on_maps(maps, batch)
+            student, batch, loss.detach().sum() / images, head_loss=lambda maps: self._on_maps(maps, batch)
         )
         return torch.cat([loss, terms * images]), {**items, **more}
 
     def _on_maps(self, maps: list[Tensor], batch: dict[str, Any]) -> Tensor:
-        """Return the mean detection loss of the student's head on other maps than the student's own.
-
-        The head's running statistics stay those of the student's maps, which are what it reads in inference.
-        """
-        head = self._model.model[-1]
-        norms = [m for m in head.modules() if isinstance(m, nn.BatchNorm2d)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.momentum = 0.0
-        try:
+        """Return the mean detection loss of the student's head on other maps than the student's own."""
+        with _kept_statistics(self._model.model[-1]) as head:
             preds = head(maps)
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
         loss, _ = self.base(preds, batch)
         return loss.sum() / maps[0].shape[0]
 
@@ -70,3 +66,17 @@ class DistillCriterion:
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         """Nor does a pickled one."""
         return type(None), ()
+
+
+@contextmanager
+def _kept_statistics(head: Any) -> Iterator[Any]:
+    """Run a head besides its own pass: its running statistics stay those of the student's pass, as in inference."""
+    norms = [m for m in head.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield head
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -22,6 +22,8 @@ class Network(nn.Module, ABC):
         strides: Their strides in pixels of its input.
         multiple: What the sides of its input must be multiples of.
         predictions: Number of classes and of bins of a box side in its dense predictions; no bins where it gives none.
+        stems: Channels behind the first block of the class and of the box branch of its head, for each map; none where
+            the head is no such.
         pyramid: Whether its maps are the pyramid that a detection head reads, to be matched with the student's level by
             level; otherwise they are resampled to the student's strides.
     """
@@ -32,6 +34,7 @@ class Network(nn.Module, ABC):
     strides: list[float]
     multiple: int
     predictions: tuple[int, int] = (0, 0)
+    stems: Sequence[tuple[int, int]] = ()
     pyramid: bool = True
 
     @abstractmethod
@@ -49,3 +52,14 @@ class Network(nn.Module, ABC):
             NotImplementedError: If the network gives none, as `predictions` says.
         """
         raise NotImplementedError(f"{type(self).__name__} gives no dense predictions")
+
+    def finish(self, stems: Sequence[tuple[Tensor, Tensor]]) -> DetectorOutput:
+        """Return dense predictions from other maps behind the first block of each branch of its head.
+
+        Args:
+            stems: A map of the class and one of the box branch, (B, K, H_l, W_l), for each level.
+
+        Raises:
+            NotImplementedError: If its head cannot be cut there, as `stems` says.
+        """
+        raise NotImplementedError(f"the head of {type(self).__name__} cannot be cut in two")

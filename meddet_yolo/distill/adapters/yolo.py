@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meddet_yolo.distill.adapters.branches import detection_branches, run_from_stems, stem_widths
 from meddet_yolo.distill.adapters.network import Network
 from meddet_yolo.distill.method import DetectorOutput, DetectorSpec
 
@@ -103,7 +104,8 @@ def detector_spec(model: nn.Module, name: str) -> DetectorSpec:
         TypeError: If the model has no head that reads several neck maps.
     """
     channels, strides = probe_neck(model)
-    return DetectorSpec(name, channels, strides, *_predictions(model.model[-1]))  # type: ignore[index]
+    head: Any = model.model[-1]  # type: ignore[index]
+    return DetectorSpec(name, channels, strides, *_predictions(head), stem_widths(head))
 
 
 def _predictions(head: Any) -> tuple[int, int]:
@@ -135,6 +137,7 @@ class YOLONetwork(Network):
         _split_head(model)
         copied: Any = deepcopy(model).float().eval()
         self.predictions = _predictions(copied.model[-1])
+        self.stems = stem_widths(copied.model[-1])
         head = deepcopy(copied.model[-1])  # unfused: fusing takes the one-to-many branch from NMS-free heads
         if hasattr(copied, "fuse"):
             copied = copied.fuse(verbose=False)
@@ -170,12 +173,14 @@ class YOLONetwork(Network):
     def predict(self, maps: Sequence[Tensor]) -> DetectorOutput:
         """Return the maps with what the head says of them."""
         head: Any = self.head
-        parts = getattr(head, "one2many", {})
-        wanted = ("box_head", "cls_head", "box_nmode", "cls_nmode")
-        if any(name not in wanted for name in parts):  # masks and keypoints are of no use here
-            detection = {name: part if name in wanted else None for name, part in parts.items()}
-            return head_output(head.forward_head(list(maps), **detection))
+        parts = detection_branches(head)
+        if any(part is None for part in parts.values()):  # masks and keypoints are of no use here
+            return head_output(head.forward_head(list(maps), **parts))
         return head_output(head(list(maps)))
+
+    def finish(self, stems: Sequence[tuple[Tensor, Tensor]]) -> DetectorOutput:
+        """Return what the rest of the head says of maps behind the first blocks of its branches."""
+        return head_output(run_from_stems(self.head, stems))
 
 
 def head_output(preds: Any) -> DetectorOutput:
