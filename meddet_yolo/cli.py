@@ -6,7 +6,6 @@ is one line on the standard error stream and a non-zero exit code; `MEDDET_TRACE
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 import traceback
@@ -18,74 +17,25 @@ from pathlib import Path
 from typing import Any
 
 from meddet_yolo.arguments import (
-    MODES,
     REQUIRED,
     TASKS,
     THEIR_COMMANDS,
     THEIR_MODES,
     UsageError,
     check_command,
+    check_keys,
+    check_own,
+    is_other_family,
     nearest,
     parse,
     read_recipe,
+    read_simply,
     take_trust,
 )
+from meddet_yolo.commands import MODES, OWN_COMMANDS, keys_of
 from meddet_yolo.console import as_list, describe, fetch_only_what_is_asked_for
+from meddet_yolo.help import HELP, help_of
 from meddet_yolo.registry.options import check_numbers
-
-# Commands of ours beside the modes: module and function, whose parameters are the command's keys. What it returns is
-# printed: a string as it is, a dictionary as key=value lines, the YAML of a data set that was made as data=PATH.
-_OWN_COMMANDS = {
-    "info": ("meddet_yolo.evaluate.info", "info"),
-    "benchmark": ("meddet_yolo.benchmark", "benchmark"),
-    "compare": ("meddet_yolo.compare", "compare"),
-    "convert": ("meddet_yolo.data.convert", "convert_command"),
-    "evaluate": ("meddet_yolo.evaluate.evaluation", "evaluate_command"),
-    "phantom": ("meddet_yolo.phantom", "generate_phantom"),
-    "quickstart": ("meddet_yolo.quickstart", "quickstart"),
-    "slices": ("meddet_yolo.imaging.pictures", "write_pictures"),
-}
-_OTHER_FAMILIES = ("rtdetr", "fastsam", "sam_", "sam2_", "sam2.1_", "sam3", "mobile_sam", "yolo_nas")
-
-HELP = """\
-meddet: distil several YOLO detectors into one small one, inside Ultralytics
-
-  meddet train   model=meddet-n.yaml teachers=[a.pt,b.pt] data=d.yaml epochs=100 imgsz=512
-  meddet train   cfg=recipe.yaml imgsz=640      a recipe file holds any keys; the command line wins
-  meddet train   model=runs/detect/train/weights/last.pt resume=True
-  meddet train   model=... data=... check=True  what it would do, need and take: sets all up and runs three batches
-  meddet val     model=best.pt data=d.yaml      model=[a.pt,b.pt] puts several side by side
-  meddet val     model=[a.pt,b.pt] data=d.yaml noise=rician sigma=[0,0.05,0.1]      accuracy under MRI noise
-  meddet predict model=best.pt source=images/
-  meddet predict model=best.pt source=series/ slices=mid|all|5 [sr=True]      DICOM or NIfTI; sr= writes DICOM reports
-  meddet export  model=best.pt format=engine [runtime=rtx] [precision=fp16|int8|fp8|fp32] [data=d.yaml]
-
-  meddet benchmark model=[a.pt,b.engine] data=d.yaml imgsz=512 backends=[pytorch,onnxruntime,tensorrt]
-
-  meddet compare data=d.yaml student=meddet11-n.yaml methods=[none,meddet] teachers=[a.pt] seeds=3 folds=4     intervals
-
-  meddet evaluate model=[a.pt,b.engine,c.json] data=d.yaml split=test [require=sensitivity@1fp>=0.85]
-
-  meddet quickstart [out=DIR] [device=cpu]      the whole job on generated images, in under ten minutes
-  meddet phantom out=DIR [patients=914] [seed=0] [imgsz=512] [preset=paper|small|tiny]      only make the images
-  meddet convert source=PATH out=DIR [patient=...] [val=0.2]     COCO, VOC, CSV or masks to YOLO, split by patient
-  meddet convert source=d.yaml check=True       look for leaks, duplicates and suspicious labels
-  meddet info [model=a.yaml,b.pt] [imgsz=512] [nc=2]      parameters and multiply-adds, beside the paper's
-  meddet slices source=series/ out=DIR [slices=all]     DICOM or NIfTI slices as PNG, to draw labels on
-  meddet settings [key=value | reset]           Ultralytics' settings
-  meddet version | checks | help
-
-Without teachers= it trains as `yolo` does. All arguments of `yolo` work: `meddet cfg` lists them. Distillation adds
-  teachers=       checkpoints to learn from: [a.pt,b.pt], a.pt,b.pt or a.pt (quote [ ] in zsh)
-  inherit=        auto: a student from a YAML starts with channels of a teacher of its family; none; or a checkpoint
-  fusion=         lwff, sum or concat           guard=          reconstruction, detection or none
-  dist_weight=    weight of feature distillation                adv_weight=   weight of the adversarial term
-  distill_warmup= epochs until both are at full weight          disc_lr=      learning rate of the adversary
-  mri_noise=      probability that an image gets MRI noise (of strength mri_noise_sigma= and others)
-and more, each described in docs/distil.md and in the commented recipe `cfg=default.yaml`.
-What meddet does not know (track, other tasks, ...) goes to Ultralytics, whose benchmark is `yolo benchmark`.
-trust=true lets files run code that a command reads (checkpoints, model and data YAMLs): only for files that you trust.
-For research only: this is no medical device."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,27 +80,47 @@ def _dispatch(args: list[str]) -> None:
     """Find out whose command this is and run it."""
     word = args[0].lstrip("-") if args else "help"
     own: dict[str, Callable[[list[str]], None]] = {
-        "help": lambda _: print(HELP),
-        "h": lambda _: print(HELP),
+        **dict.fromkeys(("help", "h"), _help),
+        "cfg": lambda _: print(help_of("cfg")),
         "version": lambda _: _print_versions(),
         "settings": _settings,
-        **{name: partial(_run_own, name) for name in _OWN_COMMANDS},
+        **{name: partial(_run_own, name) for name in OWN_COMMANDS},
     }
-    if word in own:
+    if {"-h", "--help"} & set(args[1:]) and args[0] != "solutions":
+        _help(args)
+    elif word in own:
+        if word in OWN_COMMANDS:
+            check_own(word, *(read_simply(args[1:]) or ([], None)))
         own[word](args[1:])
-        return
-    check_command(args, own)
+    else:
+        check_command(args, own)
+        _dispatch_mode(args, own)
+
+
+def _help(args: Sequence[str]) -> None:
+    """Print the keys of the command that is named, or what commands there are."""
+    words = [word for word in (argument.lstrip("-") for argument in args) if word not in {"help", "h"}]
+    with_keys = (*OWN_COMMANDS, *THEIR_MODES, "cfg")
+    known = (*with_keys, *THEIR_COMMANDS, *TASKS, "settings", "version", "completion")
+    command = next((word for word in words if word in with_keys), None)
+    if command is None and words and words[0] not in known:
+        raise UsageError(f"{words[0]!r} is no command: {nearest(words[0], known)} (`meddet help` lists them)")
+    print(HELP if command is None else help_of(command))
+
+
+def _dispatch_mode(args: list[str], own: Collection[str]) -> None:
+    """Run a mode with `MedDet`, or hand it and whatever else is not ours to Ultralytics."""
     words, options = parse(args)
     cfg = options.pop("cfg", None)
     options = {**(read_recipe(cfg) if cfg is not None else {}), **options}
     task = next((w for w in words if w in TASKS), options.get("task") or "detect")
     mode = next((w for w in words if w in THEIR_MODES), options.get("mode"))
-    if options.get("teachers") and (task != "detect" or _is_other_family(options.get("model"))):
+    if options.get("teachers") and (task != "detect" or is_other_family(options.get("model"))):
         raise UsageError(
             f"model={options.get('model')} (task {task}) cannot be a student: teachers= distils into YOLO detectors, "
             "such as meddet-n.yaml or yolo11n.yaml"
         )
-    if mode in MODES and task == "detect" and not _is_other_family(options.get("model")):
+    if mode in MODES and task == "detect" and not is_other_family(options.get("model")):
         _run_mode(mode, [w for w in words if w not in (mode, task)], options)
     elif mode is not None or (words[:1] and words[0] in THEIR_COMMANDS):
         _pass_on(args)
@@ -159,11 +129,6 @@ def _dispatch(args: list[str]) -> None:
         raise UsageError(f"{unknown[0]!r} is no command: {nearest(unknown[0], known)} (`meddet help` lists them)")
     else:
         raise UsageError(f"no command given: add one of {', '.join(MODES)} (`meddet help` shows examples)")
-
-
-def _is_other_family(model: Any) -> bool:
-    """Return whether a model file's name is of a family that Ultralytics builds with a class of its own."""
-    return any(part in Path(str(model)).stem.lower() for part in _OTHER_FAMILIES)
 
 
 def _pass_on(args: list[str]) -> None:
@@ -204,15 +169,9 @@ def _without_their_help() -> Iterator[None]:
 def _check_keys(mode: str, options: dict[str, Any]) -> None:
     """Refuse unknown keys; keys that Ultralytics has renamed get their new name in place."""
     from ultralytics.cfg import check_dict_alignment
-    from ultralytics.utils import DEFAULT_CFG_DICT
 
-    from meddet_yolo.model import OWN_KEYS
-
-    valid = {*DEFAULT_CFG_DICT, "augmentations", "save_dir", *OWN_KEYS[mode]}
-    for key in options:
-        home = next((m for m in MODES if key in OWN_KEYS[m]), None)
-        if key not in valid and home:
-            raise UsageError(f"{key}= is an argument of `meddet {home}`, not of `meddet {mode}`")
+    check_keys(mode, options)
+    valid = keys_of(mode)
     try:
         with _without_their_help():
             check_dict_alignment(dict.fromkeys(valid), options)
@@ -381,32 +340,17 @@ def _settings(args: list[str]) -> None:
 
 def _run_own(command: str, args: list[str]) -> None:
     """Run a command of ours and print what its function returns."""
-    module, function = _OWN_COMMANDS[command]
-    result = _call(getattr(import_module(module), function), command, args)
+    words, options = parse(args)
+    check_own(command, words, options)
+    check_numbers(options)
+    module, function = OWN_COMMANDS[command].split(":")
+    result = getattr(import_module(module), function)(**options)
     if isinstance(result, dict):
         result = "\n".join(f"{key}={value}" for key, value in result.items())
     elif isinstance(result, Path) and result.suffix == ".yaml":
         result = f"data={result}"
     if isinstance(result, str) and result:
         print(result)
-
-
-def _call(function: Callable[..., Any], command: str, args: Sequence[str]) -> Any:
-    """Call a function with key=value arguments, its parameters being the valid keys."""
-    words, options = parse(args)
-    parameters = dict(inspect.signature(function).parameters)
-    takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters.values())  # and checks them itself
-    parameters = {key: p for key, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
-    if words:
-        raise UsageError(f"{words[0]!r} is not understood: `meddet {command}` takes key=value only")
-    for key in options:
-        if key not in parameters and not takes_more:
-            raise UsageError(f"{key}= is no argument of `meddet {command}`: {nearest(key, tuple(parameters))}")
-    for key, parameter in parameters.items():
-        if parameter.default is parameter.empty and key not in options:
-            raise UsageError(f"{key}= is missing: `meddet {command} {key}=...`")
-    check_numbers(options)
-    return function(**options)
 
 
 if __name__ == "__main__":

@@ -58,13 +58,16 @@ class _Guarded(Model):
         with self._guard("load", kwargs):
             return super().load(weights, **kwargs)
 
-    def train(self, trainer: Any = None, **kwargs: Any) -> Any:
+    def train(self, trainer: Any = None, *, teachers: Any = None, check: bool = False, **kwargs: Any) -> Any:
         """Train as `YOLO.train` does, on labels and on the features of `teachers` where there are any.
 
         Args:
             trainer: As in `YOLO.train`.
-            **kwargs: As in `YOLO.train`, and the options of distillation and of MRI noise; `check=True` sets everything
-                up, runs a few batches and trains nothing.
+            teachers: Checkpoints to learn from, one or more.
+            check: Only tell what the training would do, need and take: set everything up, run a few batches and train
+                nothing.
+            **kwargs: As in `YOLO.train`, the other options of distillation (`meddet_yolo.distill.config.RunOptions` and
+                those of the method) and of MRI noise (`meddet_yolo.data.mri_noise.MRINoiseConfig`).
 
         Returns:
             The metrics as in `YOLO.train`; with `check` a `meddet_yolo.train.plan_check.PlanCheck`.
@@ -72,10 +75,12 @@ class _Guarded(Model):
         Raises:
             ValueError: If an option is out of range, or the model is none that teachers can teach.
         """
+        if teachers is not None:
+            kwargs["teachers"] = teachers
         with self._guard("train", kwargs) as trusted:
-            if kwargs.get("teachers"):
+            if teachers:
                 self._check_student()
-            if kwargs.pop("check", False):
+            if check:
                 if self.task != "detect" or trainer is not None:
                     raise ValueError("check=True is for detectors and our own trainer")
                 from meddet_yolo.train.plan_check import check_training

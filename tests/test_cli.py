@@ -149,7 +149,7 @@ def test_renamed_keys_still_work(model):
         ["track", "model=yolo11n.pt", "source=a b.mp4"],
         ["segment", "train", "data=coco8-seg.yaml"],
         ["train", "model=rtdetr-l.yaml", "data=d.yaml"],
-        ["cfg"],
+        ["copy-cfg"],
         ["solutions", "count"],
     ],
 )
@@ -198,6 +198,10 @@ def test_ultralytics_reads_the_arguments_passed_on(failing):
         (["settings", "nonsense"], 2, "key=value"),
         (["phantom"], 2, "out= is missing"),
         (["phantom", "out=x", "patient=3"], 2, "did you mean 'patients'?"),
+        (["phantom", "out", "=", "x", "patient=3"], 2, "did you mean 'patients'?"),
+        (["train", "modle=a.yaml", "data=d.yaml"], 2, "did you mean 'model'?"),
+        (["train", "model=a.yaml", "data=d.yaml", "xyzzy=3"], 2, "see `meddet help train`"),
+        (["train", "model", "=", "a.yaml", "data=d.yaml", "xyzzy=3"], 2, "see `meddet help train`"),
         (["quickstart", "epochs=0"], 1, "epochs=0"),
         (["quickstart", "imgsz=100"], 1, "multiple of 32"),
     ],
@@ -290,9 +294,24 @@ def test_help_is_ours_and_fits_a_terminal(capsys, args):
     assert max(map(len, text.splitlines())) <= 120
 
 
-def test_help_names_only_keys_that_exist():
-    keys = set(re.findall(r"\b(\w+)=", cli.HELP.split("Distillation adds")[1]))
-    assert keys - {"cfg"} <= meddet_yolo.model.OWN_KEYS["train"]
+@pytest.mark.parametrize(
+    ("args", "first", "key"),
+    [
+        (["help", "train"], "meddet train model=... data=...", "* teachers="),
+        (["train", "--help"], "meddet train", "* inherit=auto"),
+        (["detect", "val", "model=a.pt", "-h"], "meddet val", "* noise="),
+        (["convert", "-h"], "meddet convert source=...", "source="),
+        (["help", "--benchmark"], "meddet benchmark", "backends="),
+        (["track", "--help"], "meddet track", "  tracker="),
+        (["cfg"], "Keys of all modes", "* precision="),
+        (["help", "settings"], "meddet: distil", "  meddet settings"),
+    ],
+)
+def test_help_on_a_command_shows_its_keys(capsys, args, first, key):
+    assert cli.main(args) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(first)
+    assert f"\n{key}" in text
 
 
 def test_version_names_what_it_stands_on(capsys):
@@ -400,8 +419,8 @@ def test_a_closed_pipe_is_no_error(tmp_path):
 def test_what_a_command_returns_is_printed(monkeypatch, capsys, result, printed):
     import meddet_yolo.phantom
 
-    monkeypatch.setattr(meddet_yolo.phantom, "generate_phantom", lambda: result)
-    assert cli.main(["phantom"]) == 0
+    monkeypatch.setattr(meddet_yolo.phantom, "generate_phantom", lambda out: result)
+    assert cli.main(["phantom", "out=d"]) == 0
     assert capsys.readouterr().out == printed
 
 
@@ -412,12 +431,42 @@ def test_the_words_of_ultralytics_are_known_without_it():
     assert set(arguments.TASKS) == set(ultralytics.cfg.TASKS)
 
 
-@pytest.mark.parametrize("args", [["trian", "model=a.pt"], ["val", "data=d.yaml"], ["val"], ["predict", "--source=x"]])
-def test_a_slip_is_told_before_torch_is_imported(args):
-    code = f"from meddet_yolo.cli import main; import sys; c = main({args}); print(c, 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() == ["2", "False"], done.stderr
-    assert done.stderr.startswith("meddet: error: ")
+def run_all(commands: list[list[str]], cwd: Path) -> tuple[str, list[str]]:
+    """Run commands in one new process; return their exit codes with what was imported, and what they complain of."""
+    code = (
+        "import sys; from meddet_yolo.cli import main\n"
+        f"print([main(c) for c in {commands}], sorted(set(sys.modules) & {{'torch', 'ultralytics'}}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=cwd)
+    return done.stdout.splitlines()[-1] if done.stdout else "", done.stderr.splitlines()
+
+
+def test_slips_are_told_before_torch_is_imported(tmp_path):
+    commands = [
+        ["trian", "model=a.pt"],
+        ["val", "data=d.yaml"],
+        ["val"],
+        ["predict", "--source=x"],
+        ["train", "model=a.yaml", "data=d.yaml", "epchs=3"],
+        ["train", "model=a.yaml", "data=d.yaml", "dist_wieght=1", "resume"],
+        ["train", "modle=a.yaml", "data=d.yaml"],
+        ["train", "cfg=paper.yaml", "epchs=3"],
+        ["predict", "model=a.pt"],
+        ["export", "model=a.pt", "teachers=[b.pt,c.pt]"],
+        ["info", "modle=a.yaml"],
+        ["evaluate", "model=a.pt"],
+        ["compare", "data=d.yaml", "epcohs=1"],
+        ["slices", "source", "out=d"],
+        ["help", "trian"],
+    ]
+    outcome, complaints = run_all(commands, tmp_path)
+    assert outcome == f"{[2] * len(commands)} []", complaints
+    assert [line[:15] for line in complaints] == ["meddet: error: "] * len(commands)
+
+
+def test_help_imports_neither_torch_nor_ultralytics(tmp_path):
+    commands = [["help"], ["help", "train"], ["cfg"], ["evaluate", "--help"]]
+    assert run_all(commands, tmp_path) == ("[0, 0, 0, 0] []", [])
 
 
 @pytest.mark.slow("validates")

@@ -11,11 +11,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LEAVES = ("cfg", "console", "files", "plotting", "_moved")  # import nothing of the package; any room may import them
+LEAVES = (
+    "cfg",
+    "console",
+    "files",
+    "plotting",
+    "signatures",
+    "_moved",
+)  # import nothing of the package; any room may import them
 GROUND = ("imaging", "distill", "nn", "phantom", "trt")  # import leaves only
 FLOORS = {  # a room may import from lower floors only, and so from no room beside it
     **dict.fromkeys(LEAVES, 0),
     **dict.fromkeys(GROUND, 1),
+    "commands": 1,
     "data": 2,
     "registry": 3,
     "evaluate": 4,
@@ -23,8 +31,9 @@ FLOORS = {  # a room may import from lower floors only, and so from no room besi
     "model": 6,
     "benchmark": 7,
     **dict.fromkeys(("compare", "quickstart", "arguments"), 8),
-    "cli": 9,
-    "__init__": 10,
+    **dict.fromkeys(("help",), 9),
+    "cli": 10,
+    "__init__": 11,
 }
 # Rooms that use less than what lies under them: images for data, calibration images and compilers for export.
 ONLY = {"data": {"imaging"}, "export": {"registry", "data", "trt"}}

@@ -23,7 +23,7 @@ class ExportRequest:
     """What an export shall be; each format says which of it it takes.
 
     Attributes:
-        precision: "fp32", "fp16", ...; each format has its own.
+        precision: "fp32", "tf32", "fp16", "bf16", "int8" or "fp8"; each format has its own.
         imgsz: Input size in pixels, one number or (height, width); None is that of the training, else 640.
         batch: Batch size; the largest where `dynamic`.
         dynamic: Whether batch and size may change.

@@ -65,8 +65,8 @@ def benchmark(
             measured.
         imgsz: Input sizes in pixels, multiples of 32.
         batch: Images a call.
-        backends: Of pytorch, onnxruntime, openvino, tensorrt, rtx.
-        precision: Of fp32, fp16, int8, fp8; by default fp32, and fp16 where a back end is faster with it.
+        backends: Of "pytorch", "onnxruntime", "openvino", "tensorrt", "rtx"; all by default.
+        precision: Of "fp32", "fp16", "int8", "fp8"; by default fp32, and fp16 where a back end is faster with it.
         device: Number of the GPU; "cpu" leaves it out.
         threads: CPU threads; 0 for all cores.
         iterations: Calls a candidate; it is done after these or `seconds`, but not before 20 calls.

@@ -101,8 +101,8 @@ def compare(
         threads: Threads of each run. Default: 1.
         workers: Workers of each run's data loader. Default: 0 on the CPU, else 4.
         nice: Niceness of the runs. Default: 0.
-        executor: Where runs are executed: `local`, processes of this machine, or `ray`, a Ray cluster that shares `out`
-            and the data. Default: `local`.
+        executor: Where runs are executed: `local`, processes of this machine, or `ray`, a Ray cluster that shares that
+            folder and the data. Default: `local`.
         address: Address of the Ray cluster. Default: `auto`, the one that this machine is part of.
         rounds: Resamples of the patients behind the intervals. Default: 1000.
         report: Whether only to make the table of what is finished, while the runs go on elsewhere. Default: False.

@@ -26,7 +26,7 @@ class RunOptions(Options):
         distill: Distillation method, or a list of several whose terms are added.
         trust: Load teacher checkpoints without safe mode. A checkpoint is a pickle and can run code: only for files you
             made or trust.
-        inherit: Where a student that starts from a model YAML without `pretrained` weights takes its first weights
+        inherit: Where a student that starts from a model YAML without `pretrained=` takes its first weights
             from: `auto` (the smallest teacher of its family that is at least as wide and deep, if there is one),
             `none`, or a checkpoint, which need not be a teacher.
         teacher_imgsz: Input size of the teachers: one for all or a list of one each; None is the student's.

@@ -26,7 +26,7 @@ def find_format(spelling: str, runtime: str | None = None) -> Format:
 
     Args:
         spelling: Such as "onnx", "engine" or "trt".
-        runtime: Which of the formats that share the spelling; the first of the table by default.
+        runtime: Which of the formats that share the spelling: for engines "tensorrt", the default, or "rtx".
 
     Raises:
         ValueError: If there is no such format, or `runtime` names none of it.

@@ -1,6 +1,5 @@
 """Every fenced command and Python example of the README and the pages: their keys and names exist."""
 
-import inspect
 import re
 from importlib import import_module
 
@@ -43,12 +42,9 @@ def test_every_meddet_command_has_keys_that_exist(block, words):
             options = {**arguments.read_recipe(cfg), **options}
         cli._check_keys(mode, {**options})
         return
-    if mode in {"help", "version", "settings", "checks"}:
+    if mode in {"help", "version", "settings", "checks", "completion"}:
         return
-    module, function = cli._OWN_COMMANDS[mode]
-    parameters = inspect.signature(getattr(import_module(module), function)).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        assert not options.keys() - parameters.keys()
+    arguments.check_own(mode, positional[1:], options)
 
 
 @pytest.mark.parametrize(("block", "words"), named(OTHERS))
