@@ -59,7 +59,9 @@ def test_every_other_command_names_what_exists(block, words):
     elif program == "python" and words[1] == "-m":
         import_module(words[2])
     elif program == "python":
-        assert (ROOT / words[1]).is_file()
+        script = (ROOT / words[1]).read_text(encoding="utf-8")
+        options = [word[2:].replace("-", "_") for word in words[2:] if word.startswith("--")]
+        assert not [option for option in options if not re.search(rf'"(__)?{option}"', script.replace("-", "_"))]
     elif program == "docker":
         assert "-f" not in words or (ROOT / words[words.index("-f") + 1]).is_file()
     elif "/" in program:
