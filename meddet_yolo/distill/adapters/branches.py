@@ -85,10 +85,10 @@ class _Channels(nn.Module):
 def _levels(head: Any, name: str) -> list[nn.Sequential]:
     """Return the layers of a branch at each level, of GFL's tower the same; none where a head is built otherwise."""
     branch = detection_branches(head).get(name)
-    levels = (
-        [level for level in branch if isinstance(level, nn.Sequential)] if isinstance(branch, nn.ModuleList) else []
-    )
-    if not levels or len(levels) < len(branch) or not all(len(level) > 2 and _width(level[0]) for level in levels):
+    if not isinstance(branch, nn.ModuleList):
+        return []
+    levels = [level for level in branch if isinstance(level, nn.Sequential) and len(level) > 2 and _width(level[0])]
+    if len(levels) < len(branch):
         return []
     return levels * int(head.nl) if len(levels) == 1 else levels
 
