@@ -5,6 +5,7 @@ neck, MedDet, Ultralytics' own `distill_model=`), so that a drifting machine hit
 batch, forward, loss, backward and the optimizers' step.
 
     python benchmarks/distill_step.py --teachers yolo11s yolo11m
+    python benchmarks/distill_step.py --methods          every distillation method, each with all teachers
 """
 
 from __future__ import annotations
@@ -102,6 +103,16 @@ def make_step(trainer: Any, batch: dict[str, Any]) -> Callable[[], None]:
     return step
 
 
+def chosen_runs(args: argparse.Namespace, teachers: list[str]) -> dict[str, dict[str, Any]]:
+    """Return the trainings with teachers by label: of the default method, or of the methods that were asked for."""
+    from meddet_yolo.distill import METHODS
+
+    if args.methods is not None:
+        return {name: {"distill": name, "teachers": teachers} for name in args.methods or METHODS}
+    runs = {"MedDet, first teacher": {"teachers": teachers[:1]}}
+    return runs if len(teachers) == 1 else {**runs, "MedDet, all teachers": {"teachers": teachers}}
+
+
 def measure(steps: dict[str, Callable[[], None]], rounds: int, device: str, clock: str) -> dict[str, list[float]]:
     """Time every step once a round, after two rounds of warm-up; milliseconds."""
     import torch
@@ -133,6 +144,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: for a busy machine")
+    parser.add_argument("--methods", nargs="*", help="methods to put side by side; without names all there are")
     parser.add_argument("--set", nargs="*", default=[], help="distillation arguments, key=value")
     parser.add_argument("--tag", default="", help="name of these settings, for the results")
     args = parser.parse_args()
@@ -144,33 +156,30 @@ def main() -> None:
         teachers = [write_teacher(folder, teacher) for teacher in args.teachers]
         alone = build(args, data, folder, "alone")
         settings = {k: smart_value(v) for k, v in (pair.split("=", 1) for pair in args.set)}
-        one = build(args, data, folder, "one", teachers=teachers[:1], **settings)
         native = build(args, data, folder, "native", distill_model=teachers[0])
-        trainers = {"student": alone, "MedDet, first teacher": one, "native distill_model": native}
-        if len(teachers) > 1:
-            trainers["MedDet, all teachers"] = build(args, data, folder, "all", teachers=teachers, **settings)
+        trainers = {"student": alone, "native distill_model": native}
+        runs = chosen_runs(args, teachers)
+        for label, extra in runs.items():
+            trainers[label] = build(args, data, folder, label.replace(" ", "_"), **extra, **settings)
         batch = next(iter(alone.train_loader))
         images = alone.preprocess_batch(dict(batch))["img"]
         steps = {label: make_step(trainer, batch) for label, trainer in trainers.items()}
-        everyone = trainers.get("MedDet, all teachers", one).teachers
+        everyone = build(args, data, folder, "everyone", teachers=teachers, distill="meddet").teachers  # without heads
         for teacher in everyone:
             steps[f"forward of {Path(teacher.name).stem}"] = lambda t=teacher: t(images)
         times = measure(steps, args.rounds, args.device, args.clock)
 
-    first = f"forward of {args.teachers[0]}"
     forwards = [f"forward of {name}" for name in args.teachers]
 
     def ratio(top: str, *bottom: str) -> list[float]:
         return [t / sum(parts) for t, *parts in zip(times[top], *(times[b] for b in bottom), strict=True)]
 
+    taught = {label: forwards[: len(extra["teachers"])] for label, extra in runs.items()}
+    taught["native distill_model"] = forwards[:1]
     ratios = {
-        "MedDet, first teacher / (student + its forward)": ratio("MedDet, first teacher", "student", first),
-        "MedDet, first teacher / native distill_model": ratio("MedDet, first teacher", "native distill_model"),
+        f"{label} / (student + {'its forward' if len(read) == 1 else 'their forwards'})": ratio(label, "student", *read)
+        for label, read in taught.items()
     }
-    if len(args.teachers) > 1:
-        ratios["MedDet, all teachers / (student + their forwards)"] = ratio(
-            "MedDet, all teachers", "student", *forwards
-        )
     command = "python benchmarks/distill_step.py " + " ".join(shlex.quote(a) for a in sys.argv[1:])
     lines = [
         "# Cost of a distillation step",
@@ -180,7 +189,8 @@ def main() -> None:
         f"Machine: {describe_machine()}",
         "",
         f"Student {args.student}, {args.imgsz} px, batch {args.batch}, {args.rounds} interleaved rounds of "
-        f"{'processor' if args.clock == 'cpu' else 'wall'} time; median [smallest, largest].",
+        f"{'processor' if args.clock == 'cpu' else 'wall'} time; median [smallest, largest]. Forward passes of "
+        "teachers are up to their necks: methods that read predictions run the heads on top.",
         "",
         "| step | milliseconds |",
         "|---|---|",
@@ -193,7 +203,8 @@ def main() -> None:
     print("\n".join(lines))
     RESULTS.mkdir(exist_ok=True)
     layout = "_channels_last" if args.channels_last else ""
-    stem = f"distill_step_{'cpu' if args.device == 'cpu' else 'gpu'}{layout}{args.tag}"
+    methods = "_methods" if args.methods is not None else ""
+    stem = f"distill_step_{'cpu' if args.device == 'cpu' else 'gpu'}{layout}{methods}{args.tag}"
     (RESULTS / f"{stem}.md").write_text("\n".join(lines) + "\n")
     document = {"command": command, "machine": describe_machine(), "milliseconds": times, "ratios": ratios}
     (RESULTS / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n")
