@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["leaving_no_empty_folder", "wrap_get_save_dir"]
 
-_NOTES = frozenset({"args.yaml"})  # written before anything is done
+_NOTES = frozenset({"args.yaml", ".train.lock"})  # written before anything is done
 _new: ContextVar[list[Path] | None] = ContextVar("meddet_new_folders", default=None)
 
 

@@ -31,6 +31,7 @@ from meddet_yolo.distill.levels import unmatched_levels
 from meddet_yolo.distill.session import DistillSession
 from meddet_yolo.distill.teachers import Teacher, detector_spec
 from meddet_yolo.evaluate.validator import MedDetValidator
+from meddet_yolo.files import alone
 from meddet_yolo.imaging.volumes import Skipped
 from meddet_yolo.registry import load_detector
 from meddet_yolo.train.criterion import DistillCriterion
@@ -39,6 +40,8 @@ from meddet_yolo.train.sidecar import Sidecar, written_whole
 from meddet_yolo.train.teacher_files import TeacherFiles
 
 __all__ = ["DistillTrainer"]
+
+_LOCK = ".train.lock"
 
 OWN_DEFAULTS = {**DistillConfig.defaults(), **MRINoiseConfig.defaults()}  # arguments that Ultralytics does not know
 
@@ -241,7 +244,12 @@ class DistillTrainer(DetectionTrainer):
                 "Training on several devices starts worker processes, which cannot be handed loaded models; "
                 "pass teachers as checkpoint paths"
             )
-        super().train()
+        if RANK != -1:  # a worker of a training that holds the folder
+            super().train()
+            return
+        busy = f"another process is training in {self.save_dir}: wait for it, or choose another project= or name="
+        with alone(self.save_dir / _LOCK, busy):
+            super().train()
 
     def _do_train(self) -> None:
         """Train; a run that was interrupted after its last epoch has its final evaluation left."""

@@ -1,0 +1,89 @@
+"""Two processes at the same work: no file is torn, and each of them succeeds or says why not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from meddet_yolo import DistillTrainer
+from meddet_yolo.files import alone
+from tests.dicom_files import make_dicom
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def both(*arguments: str) -> list[tuple[int, str]]:
+    """Run a command twice at once; return exit codes and what was printed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *arguments]
+    started = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        for _ in range(2)
+    ]
+    printed = [child.communicate(timeout=240)[0] for child in started]
+    return [(child.returncode, text) for child, text in zip(started, printed, strict=True)]
+
+
+def dicom_folder(folder: Path, files: int) -> Path:
+    folder.mkdir(parents=True)
+    for number in range(files):
+        pixels = np.random.default_rng(number).integers(0, 4000, (64, 64)).astype(np.uint16)
+        make_dicom(folder / f"a{number}.dcm", pixels, PatientID=f"patient-{number}")
+    return folder
+
+
+def no_leftovers(folder: Path) -> bool:
+    return not list(folder.rglob("*.part")) and not list(folder.rglob("*.tmp"))
+
+
+COMMAND = ("-c", "import sys; from meddet_yolo.cli import main; sys.exit(main())")
+
+
+@pytest.mark.slow
+def test_two_predictions_into_one_folder(tmp_path: Path, tiny_teachers: list[Path]) -> None:
+    source = dicom_folder(tmp_path / "in", 12)
+    where = [f"project={tmp_path}", "name=run", "exist_ok=True", "imgsz=64", "conf=0.001", "sr=True"]
+    ended = both(*COMMAND, "predict", f"model={tiny_teachers[0]}", f"source={source}", *where)
+    assert [code for code, _ in ended] == [0, 0], ended
+    run = tmp_path / "run"
+    assert {path.stem for path in run.glob("*.json")} == {path.stem for path in source.iterdir()}
+    assert all(json.loads(path.read_text())["complete"] for path in run.glob("*.json"))
+    pictures = list(run.glob("*.jpg"))
+    assert len(pictures) == 12 and all(cv2.imread(str(path)) is not None for path in pictures)
+    assert no_leftovers(run)
+
+
+@pytest.mark.slow
+def test_two_processes_build_one_cache(tmp_path: Path, tiny_teachers: list[Path]) -> None:
+    images = dicom_folder(tmp_path / "images", 12)
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for path in images.iterdir():
+        (labels / f"{path.stem}.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    data = tmp_path / "d.yaml"
+    data.write_text(f"path: {tmp_path}\ntrain: images\nval: images\nnames: [normal, herniated]\n")
+    where = [f"project={tmp_path / 'runs'}", "imgsz=64", "workers=0", "plots=False", "batch=4"]
+    ended = both(*COMMAND, "val", f"model={tiny_teachers[0]}", f"data={data}", *where)
+    assert [code for code, _ in ended] == [0, 0], ended
+    pictures = sorted((tmp_path / "labels.slices").glob("*.png"))
+    assert len(pictures) == 12 and all(cv2.imread(str(path)) is not None for path in pictures)
+    assert len(json.loads((tmp_path / "labels.slices" / "slices.json").read_text())) > 0
+    assert no_leftovers(tmp_path)
+
+
+def test_a_second_training_in_a_folder_is_refused(tmp_path: Path, tiny_data: Path) -> None:
+    settings = {"model": "yolo11n.yaml", "data": str(tiny_data), "project": str(tmp_path), "name": "run", "imgsz": 64}
+    trainer = DistillTrainer(overrides={**settings, "exist_ok": True, "epochs": 1, "plots": False, "device": "cpu"})
+    with (
+        alone(trainer.save_dir / ".train.lock", ""),
+        pytest.raises(BlockingIOError, match="another process is training"),
+    ):
+        trainer.train()
+    assert not (trainer.save_dir / "results.csv").exists()
