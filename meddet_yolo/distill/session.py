@@ -205,6 +205,14 @@ class DistillSession:
         average_gradients(parameters)
         clip_grad_norm_(parameters, GRADIENT_NORM * gradient_scale)
 
+    def end_epoch(self) -> None:
+        """Average the gradients that wait for a step over the processes, which are alike then: one is saved for all.
+
+        The step averages the sum of these and of those to come, which is the same.
+        """
+        if not self.over:
+            average_gradients(self.parameters())
+
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters that learn in the student's optimizer: all of the methods' but the adversaries'."""
         excluded = {id(p) for opponent in self._opponents for p in opponent.parameters}

@@ -6,7 +6,9 @@ states at the end of an epoch cannot be known, let alone be saved. Instead, from
 all streams anew, from a number made of the run's seed, the epoch and the process: what an epoch draws depends on
 nothing that came before. (Our own decision; the first epoch draws what Ultralytics draws.)
 
-The rest is saved beside the checkpoint: gradients that wait for their step when an epoch ends, and since when.
+The rest is saved beside the checkpoint: gradients that wait for their step when an epoch ends, and since when. They are
+alike in all processes of a training, so that those of the first serve all of them: Ultralytics averages the student's
+after each batch, `DistillSession` its modules' when an epoch ends.
 """
 
 from __future__ import annotations
@@ -88,9 +90,14 @@ class StepClock:
         self._since, self._catching_up = 0, False
         return True
 
+    @property
+    def waiting(self) -> bool:
+        """Whether gradients wait for their step."""
+        return self._since > 0
+
     def state_dict(self, trainer: Any) -> dict[str, Any]:
         """Return what a resumed run needs."""
-        waiting = [p.grad for p in _parameters(trainer.optimizer)] if self._since else None
+        waiting = [p.grad for p in _parameters(trainer.optimizer)] if self.waiting else None
         return {"batches": self._since, "gradients": waiting}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

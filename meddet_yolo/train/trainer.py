@@ -128,6 +128,7 @@ class DistillTrainer(DetectionTrainer):
         if self.teachers and not self.ddp:
             self.add_callback("on_pretrain_routine_end", _extend_criterion)
             self.add_callback("on_train_epoch_start", _start_epoch)
+            self.add_callback("on_train_epoch_end", _end_epoch)
             self.add_callback("on_train_epoch_end", _report_epoch)
 
     # Arguments ------------------------------------------------------------------------------------------------------
@@ -452,6 +453,13 @@ def _start_epoch(trainer: DistillTrainer) -> None:
     """Begin an epoch; one that is repeated, after NaN or for want of memory, counts from its start again."""
     assert trainer.session is not None
     trainer.session.start_epoch(trainer.epoch, len(trainer.train_loader))
+
+
+def _end_epoch(trainer: DistillTrainer) -> None:
+    """End an epoch's training, before it is validated and saved."""
+    assert trainer.session is not None
+    if trainer._clock.waiting:
+        trainer.session.end_epoch()
 
 
 def _report_epoch(trainer: DistillTrainer) -> None:

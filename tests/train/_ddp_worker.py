@@ -42,7 +42,7 @@ class GlooTrainer(DistillTrainer):
         assert self.session is not None
         self.disc_steps += 1
         opponents = self.session._opponents
-        if RANK == 1 and self.disc_steps == 1:
+        if RANK == 1 and self.disc_steps == 1 and self.epoch == 0:
             self.session._opponents = [replace(o, loss=lambda o=o: o.loss() * float("nan")) for o in opponents]  # type: ignore[misc]
         try:
             super().optimizer_step()
@@ -72,13 +72,13 @@ def digest(tensors: Any) -> str:
 def parts(trainer: GlooTrainer) -> dict[str, str]:
     """Return a digest of what every process must have alike."""
     assert trainer.session is not None
-    (disc_optimizer,) = trainer.session._optimizers.values()
-    (opponent,) = trainer.session._opponents
-    moments = [v for o in (trainer.optimizer, disc_optimizer) for s in o.state.values() for v in s.values()]
+    optimizers = [trainer.optimizer, *trainer.session._optimizers.values()]
+    moments = [v for optimizer in optimizers for s in optimizer.state.values() for v in s.values()]
     return {
         "student": digest(trainer.model.module.parameters()),
+        "ema": digest(trainer.ema.ema.parameters()),
         "distiller": digest(trainer.session.parameters()),
-        "discriminator": digest(opponent.parameters),
+        "discriminator": digest(p for opponent in trainer.session._opponents for p in opponent.parameters),
         "optimizers": digest(moments),
     }
 

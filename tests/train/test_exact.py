@@ -96,6 +96,18 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def ends_alike(settings: Settings, processes: int) -> Watched:
+    """Train undisturbed and interrupted in every later epoch, and compare the ends; return the second run."""
+    whole = train({**settings, "name": "whole"}, processes)
+    parted = train({**settings, "name": "parted"}, processes, stops=(1, 2, 3))
+    assert parted.start_epoch == 3
+    different = [key for key in whole.end if key != "epoch" and not same(whole.end[key], parted.end[key])]
+    assert not different
+    assert whole.ema.updates == parted.ema.updates
+    assert rows(whole) == rows(parted) and len(rows(whole)) == 4
+    return parted
+
+
 @pytest.mark.parametrize(
     ("taught", "processes"),
     [
@@ -108,14 +120,24 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 ) -> None:
     if taught:
         settings["teachers"] = [str(tiny_teachers[0])]
-    whole = train({**settings, "name": "whole"}, processes)
-    parted = train({**settings, "name": "parted"}, processes, stops=(1, 2, 3))
-    assert parted.start_epoch == 3
-    different = [key for key in whole.end if key != "epoch" and not same(whole.end[key], parted.end[key])]
-    assert not different
-    assert whole.ema.updates == parted.ema.updates
-    assert rows(whole) == rows(parted) and len(rows(whole)) == 4
+    parted = ends_alike(settings, processes)
     assert sorted(p.name for p in parted.wdir.iterdir()) == ["best.pt", "last.pt"]
+
+
+@pytest.mark.slow("trains")
+def test_a_run_of_another_method_too(settings: Settings, tiny_teachers: list[Path]) -> None:
+    ends_alike({**settings, "teachers": [str(tiny_teachers[0])], "distill": "l2"}, 0)
+
+
+@pytest.mark.slow("trains")
+def test_a_student_that_has_inherited_too(settings: Settings, tiny_teachers: list[Path], tmp_path: Path) -> None:
+    narrow = {**yaml_model_load("yolo11n.yaml"), "scales": {"n": [0.50, 0.125, 1024]}}
+    (tmp_path / "yolo11n.yaml").write_text(yaml.safe_dump(narrow))
+    inheriting = {**settings, "model": str(tmp_path / "yolo11n.yaml"), "teachers": [str(tiny_teachers[1])]}
+    random = train({**inheriting, "name": "none", "epochs": 1, "inherit": "none", "close_mosaic": 0}, 0)
+    heir = train({**inheriting, "name": "first", "epochs": 1, "close_mosaic": 0}, 0)
+    assert not same(random.end["student"], heir.end["student"])  # it has inherited
+    ends_alike(inheriting, 0)
 
 
 def test_another_seed_is_another_run(settings: Settings) -> None:

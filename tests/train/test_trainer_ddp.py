@@ -12,7 +12,7 @@ import torch
 
 from tests.train._ddp_worker import digest
 
-PARTS = ("student", "distiller", "discriminator", "optimizers")
+PARTS = ("student", "ema", "distiller", "discriminator", "optimizers")
 
 
 def ddp_settings(tmp_path: Path, tiny_data: Path, tiny_teachers: list[Path]) -> dict[str, Any]:
@@ -85,3 +85,21 @@ def test_two_processes_resume_alike(tmp_path: Path, tiny_data: Path, tiny_teache
     assert first["losses"] != second["losses"], "both ranks saw the same batches"
     assert not (tmp_path / "run").exists()
     assert len((new / "results.csv").read_text().splitlines()) == 4  # the header and three epochs
+
+
+@pytest.mark.slow("trains, in processes")
+@pytest.mark.parametrize("distill", ["meddet", "l2"])
+def test_two_processes_resumed_are_two_that_were_not_interrupted(
+    tmp_path: Path, tiny_data: Path, tiny_teachers: list[Path], distill: str
+) -> None:
+    settings = ddp_settings(tmp_path, tiny_data, tiny_teachers)
+    # Gradients of three batches, of which an epoch has two: some wait when it ends.
+    settings |= {"distill": distill, "epochs": 4, "nbs": 12, "warmup_epochs": 0, "close_mosaic": 1}
+    whole = train_in_two_processes({**settings, "name": "whole"}, tmp_path)
+    train_in_two_processes({**settings, "name": "parted", "interrupt": True}, tmp_path)
+    last = tmp_path / "parted" / "weights" / "last.pt"
+    resumed = train_in_two_processes({"model": str(last), "resume": str(last), "device": "cpu"}, tmp_path)
+    for one, other in zip(whole, resumed, strict=True):
+        assert other["start_epoch"] == 1
+        assert one["losses"][-len(other["losses"]) :] == other["losses"]
+        assert {part: one[part] for part in PARTS} == {part: other[part] for part in PARTS}
