@@ -82,6 +82,7 @@ def _dispatch(args: list[str]) -> None:
     own: dict[str, Callable[[list[str]], None]] = {
         **dict.fromkeys(("help", "h"), _help),
         "cfg": lambda _: print(help_of("cfg")),
+        "completion": _completion,
         "version": lambda _: _print_versions(),
         "settings": _settings,
         **{name: partial(_run_own, name) for name in OWN_COMMANDS},
@@ -101,11 +102,20 @@ def _help(args: Sequence[str]) -> None:
     """Print the keys of the command that is named, or what commands there are."""
     words = [word for word in (argument.lstrip("-") for argument in args) if word not in {"help", "h"}]
     with_keys = (*OWN_COMMANDS, *THEIR_MODES, "cfg")
-    known = (*with_keys, *THEIR_COMMANDS, *TASKS, "settings", "version", "completion")
+    known = (*with_keys, *THEIR_COMMANDS, *TASKS, "completion", "settings", "version")
     command = next((word for word in words if word in with_keys), None)
     if command is None and words and words[0] not in known:
         raise UsageError(f"{words[0]!r} is no command: {nearest(words[0], known)} (`meddet help` lists them)")
     print(HELP if command is None else help_of(command))
+
+
+def _completion(args: Sequence[str]) -> None:
+    """Print the script that completes this command in a shell."""
+    from meddet_yolo.completion import SHELLS, completion
+
+    if len(args) != 1 or args[0] not in SHELLS:
+        raise UsageError(f"`meddet completion` needs the name of a shell: {', '.join(SHELLS)}")
+    print(completion(args[0]), end="")
 
 
 def _dispatch_mode(args: list[str], own: Collection[str]) -> None:

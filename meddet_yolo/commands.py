@@ -226,6 +226,6 @@ def _stock_groups() -> tuple[Group, ...]:
 
 
 def _listed(meaning: str) -> tuple[str, ...]:
-    """Return the choices that a comment of Ultralytics lists as `a|b|c`."""
-    found = re.search(r"\b\w+(?:\|\w+){2,}", meaning)
-    return tuple(found[0].split("|")) if found else ()
+    """Return the choices that a comment of Ultralytics lists, as in `e.g. a|b|c`."""
+    found = re.search(r"\be\.g\. (\w+(?:\|\w+)+)", meaning)
+    return tuple(found[1].split("|")) if found else ()

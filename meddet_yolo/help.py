@@ -10,7 +10,7 @@ from meddet_yolo.arguments import needed_keys
 from meddet_yolo.commands import OWN_COMMANDS, Key, groups_of
 from meddet_yolo.signatures import REQUIRED, Expression
 
-__all__ = ["HELP", "help_of"]
+__all__ = ["HELP", "first_sentence", "help_of"]
 
 HELP = """\
 meddet: distil several YOLO detectors into one small one, inside Ultralytics
@@ -39,6 +39,7 @@ meddet: distil several YOLO detectors into one small one, inside Ultralytics
   meddet slices source=series/ out=DIR [slices=all]     DICOM or NIfTI slices as PNG, to draw labels on
   meddet settings [key=value | reset]           Ultralytics' settings
   meddet version | checks | help [COMMAND]      help train: its keys with defaults; train --help is the same
+  meddet completion bash | zsh | fish           source <(meddet completion bash): Tab completes commands, keys, files
 
 Without teachers= it trains as `yolo` does. All arguments of `yolo` work: `meddet cfg` lists them. Distillation adds
   teachers=       checkpoints to learn from: [a.pt,b.pt], a.pt,b.pt or a.pt (quote [ ] in zsh)
@@ -84,7 +85,7 @@ def _rows(key: Key, mark: str, column: int, width: int) -> list[str]:
     """Return the lines of one key."""
     head, indent = f"{mark}{_assignment(key)}", " " * (len(mark) + column + 2)
     kind = _short_type(key.type)
-    text = f"({kind}) {_sentence(key)}" if kind else _sentence(key)
+    text = f"({kind}) {first_sentence(key)}" if kind else first_sentence(key)
     lines = textwrap.wrap(text, max(width - len(indent), 20), break_on_hyphens=False)
     rows = [indent + line for line in lines]
     if len(head) > len(indent) - 2:
@@ -105,7 +106,7 @@ def _assignment(key: Key) -> str:
     return f"{key.name}={default}"
 
 
-def _sentence(key: Key) -> str:
+def first_sentence(key: Key) -> str:
     """Return the first sentence on a key."""
     return re.split(r"(?<=\.)\s+(?=[A-Z`\"])", key.meaning)[0]
 

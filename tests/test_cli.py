@@ -194,6 +194,8 @@ def test_ultralytics_reads_the_arguments_passed_on(failing):
         (["train", "model=meddet-q.yaml", "data=d.yaml"], 1, "meddet-n.yaml"),
         (["train", "model=nowhere.yaml", "data=d.yaml"], 1, "nowhere.yaml"),
         (["train", "cfg=nowhere.yaml"], 1, "default.yaml"),
+        (["completion"], 2, "bash, zsh, fish"),
+        (["completion", "tcsh"], 2, "bash, zsh, fish"),
         (["settings", "snyc=True"], 2, "did you mean 'sync'?"),
         (["settings", "nonsense"], 2, "key=value"),
         (["phantom"], 2, "out= is missing"),
@@ -305,6 +307,7 @@ def test_help_is_ours_and_fits_a_terminal(capsys, args):
         (["track", "--help"], "meddet track", "  tracker="),
         (["cfg"], "Keys of all modes", "* precision="),
         (["help", "settings"], "meddet: distil", "  meddet settings"),
+        (["completion", "zsh"], "#compdef meddet", "_meddet() {"),
     ],
 )
 def test_help_on_a_command_shows_its_keys(capsys, args, first, key):
@@ -465,8 +468,8 @@ def test_slips_are_told_before_torch_is_imported(tmp_path):
 
 
 def test_help_imports_neither_torch_nor_ultralytics(tmp_path):
-    commands = [["help"], ["help", "train"], ["cfg"], ["evaluate", "--help"]]
-    assert run_all(commands, tmp_path) == ("[0, 0, 0, 0] []", [])
+    commands = [["help"], ["help", "train"], ["cfg"], ["evaluate", "--help"], ["completion", "fish"]]
+    assert run_all(commands, tmp_path) == ("[0, 0, 0, 0, 0] []", [])
 
 
 @pytest.mark.slow("validates")

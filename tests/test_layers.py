@@ -31,9 +31,10 @@ FLOORS = {  # a room may import from lower floors only, and so from no room besi
     "model": 6,
     "benchmark": 7,
     **dict.fromkeys(("compare", "quickstart", "arguments"), 8),
-    **dict.fromkeys(("help",), 9),
-    "cli": 10,
-    "__init__": 11,
+    "help": 9,
+    "completion": 10,
+    "cli": 11,
+    "__init__": 12,
 }
 # Rooms that use less than what lies under them: images for data, calibration images and compilers for export.
 ONLY = {"data": {"imaging"}, "export": {"registry", "data", "trt"}}
