@@ -20,6 +20,7 @@ from meddet_yolo.compare.files import FOUND, RESULT, RUNS, read_json
 from meddet_yolo.compare.plan import Plan, RunSpec
 from meddet_yolo.compare.predictions import load_predictions
 from meddet_yolo.evaluate.detections import Found, Truth
+from meddet_yolo.evaluate.intervals import Scale
 from meddet_yolo.evaluate.measures import Measure, measure
 from meddet_yolo.evaluate.statistics import Interval, bootstrap_all
 
@@ -246,7 +247,8 @@ def _score(comparison: Comparison, pooled: _Pooled) -> None:
             flat |= {f"{pair} | {name}": values[a][name] - values[b][name] for name in SCORES}
         return flat
 
-    intervals = bootstrap_all(scores, pooled.patients, rounds=comparison.rounds)
+    scales: dict[str, Scale] = {f"{row.name} | {name}": "share" for row in rows for name in SCORES}
+    intervals = bootstrap_all(scores, pooled.patients, rounds=comparison.rounds, scales=scales)
     for row in rows:
         row.scores = {name: intervals[f"{row.name} | {name}"] for name in SCORES}
         for kind, target in (("baseline", row.to_baseline), ("best", row.to_best)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,9 @@ from meddet_yolo.evaluate.measuring import (
     judge_subgroups,
     make_measure,
     patients_of,
+    scales_of,
     scores_of,
+    with_reasons,
 )
 from meddet_yolo.evaluate.noise import STRENGTHS, NoiseResult, noise_robustness, short_names
 from meddet_yolo.evaluate.page.cards import check_folder
@@ -184,11 +185,8 @@ def evaluate(
         for one in made:
             one.compute()
             reasons |= one.reasons
-        samples = resample(functools.partial(scores_of, made), groups, **how)
-        scores = {
-            key: replace(interval, reason=reasons.get(key, interval.reason))
-            for key, interval in samples.intervals().items()
-        }
+        samples = resample(functools.partial(scores_of, made), groups, scales=scales_of(made), **how)
+        scores = with_reasons(samples.intervals(), reasons)
         details = {m: one.details() for m, one in zip(chosen_measures, made, strict=True)}
         results.append(
             ModelResult(

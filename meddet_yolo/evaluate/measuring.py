@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +13,22 @@ import numpy as np
 
 from meddet_yolo.evaluate.detections import Found, Truth, TruthSet
 from meddet_yolo.evaluate.ground_truth import read_column
+from meddet_yolo.evaluate.intervals import Scale
 from meddet_yolo.evaluate.measures import Measure, measure, measure_class
 from meddet_yolo.evaluate.pool import Pool
 from meddet_yolo.evaluate.results import Comparison, Subgroup
 from meddet_yolo.evaluate.statistics import Interval, Samples, holm, paired_all, resample
 
-__all__ = ["Judged", "compare_with_first", "judge_subgroups", "make_measure", "patients_of", "scores_of"]
+__all__ = [
+    "Judged",
+    "compare_with_first",
+    "judge_subgroups",
+    "make_measure",
+    "patients_of",
+    "scales_of",
+    "scores_of",
+    "with_reasons",
+]
 
 _MOST_GROUPS = 20
 
@@ -49,6 +60,21 @@ def make_measure(name: str, names: Sequence[str], options: Mapping[str, Any], po
 def scores_of(measures: Sequence[Measure], weights: np.ndarray) -> dict[str, float]:
     """Return the scores of measures for weights (n_images,)."""
     return {key: value for one in measures for key, value in one.compute(weights).items()}
+
+
+def scales_of(measures: Sequence[Measure]) -> dict[str, Scale]:
+    """Return what the scores of measures are, by name; any numbers are left out."""
+    known = ((key, one.scales.get(re.split("[/@]", key)[0])) for one in measures for key in one.compute())
+    return {key: scale for key, scale in known if scale is not None}
+
+
+def with_reasons(intervals: Mapping[str, Interval], reasons: Mapping[str, str]) -> dict[str, Interval]:
+    """Return intervals with the reasons of measures why there is no score, or no interval."""
+    nan = float("nan")
+    return {
+        key: replace(one, low=nan, high=nan, reason=reasons[key]) if key in reasons else one
+        for key, one in intervals.items()
+    }
 
 
 def compare_with_first(
@@ -154,5 +180,4 @@ def _headline(made: Sequence[Measure], groups: Sequence[str | None], how: Mappin
         everything = scores_of(made, weights)
         return {key: everything[key] for key in keys}
 
-    intervals = resample(score, groups, **how).intervals()
-    return {key: replace(i, reason=reasons.get(key, i.reason)) for key, i in intervals.items()}
+    return with_reasons(resample(score, groups, scales=scales_of(made), **how).intervals(), reasons)

@@ -8,18 +8,19 @@ matches boxes once and is only summed up again in every round.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri, stdtrit
+
+from meddet_yolo.evaluate.intervals import SCALES, Scale, interval
 
 __all__ = ["Interval", "Samples", "bootstrap", "bootstrap_all", "holm", "paired", "paired_all", "resample"]
 
 Weights = NDArray[np.int64]
 Scores = Callable[[Weights], Mapping[str, float]]
 
-_MOST_PARTS = 200  # for the skewness, which changes little with more
+_MOST_PARTS = 200  # for the kurtosis, which changes little with more
 _SAME = 1e-12  # rounding of sums in another order
 _MIN_USABLE = 0.9  # share of rounds in which a score must be defined for its interval to be given
 
@@ -66,14 +67,14 @@ def bootstrap(
     rounds: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    scale: Scale = "number",
 ) -> Interval:
     """Return a score with its interval over patients.
 
-    The interval is BCa (corrected for bias and skewness), its probabilities widened as a t-quantile and the factor
-    sqrt(n / (n - 1)) ask for, n being the number of patients: with few patients plain percentiles, and BCa too, are too
-    narrow. `benchmarks/interval_coverage.py` compares them. Where a score is near its bound and patients are fewer than
-    about 50, the interval still holds the truth less often than it says; where all resamples give the same, as with
-    nothing missed at all, there is none.
+    The interval is Student's, from the standard error over the resamples, on a scale that suits the score; see
+    `intervals.interval`. With few patients, percentiles of the resamples are too narrow, and BCa too:
+    `benchmarks/interval_coverage.py` compares them. Where all resamples give the same there is none, but for a share of
+    0 or 1.
 
     Args:
         score: Function of how often each image counts, (n_images,) integers of at least 0, that returns the score;
@@ -82,25 +83,32 @@ def bootstrap(
         rounds: Resamples.
         seed: Seed of the resamples; the same seed and groups give the same resamples.
         level: Confidence, in (0, 1).
+        scale: What the score is: "share" (in [0, 1]), "positive", "distance" or "number", see `intervals.interval`.
 
     Raises:
         ValueError: An argument out of range.
 
-    Source: B. Efron, "Better Bootstrap Confidence Intervals", JASA 82(397), 1987 (BCa); T. C. Hesterberg, "What
-        Teachers Should Know About the Bootstrap", The American Statistician 69(4), 2015 (widened for few units);
-        C. A. Field and A. H. Welsh, "Bootstrapping clustered data", JRSS B 69(3), 2007 (whole clusters).
+    Source: C. A. Field and A. H. Welsh, "Bootstrapping clustered data", JRSS B 69(3), 2007 (whole clusters).
 
     Examples:
         >>> hits = np.array([1, 0, 1, 1, 1, 0, 1, 1])
-        >>> i = bootstrap(lambda w: float(w @ hits / w.sum()), ["a", "a", "b", "c", "d", "e", "f", "g"])
-        >>> i.value, i.unit, i.low < i.value < i.high
+        >>> share = lambda w: float(w @ hits / w.sum())
+        >>> i = bootstrap(share, ["a", "a", "b", "c", "d", "e", "f", "g"], scale="share")
+        >>> i.value, i.unit, 0 < i.low < i.value < i.high < 1
         (0.75, 'patients', True)
     """
-    return bootstrap_all(lambda w: {"": score(w)}, groups, rounds=rounds, seed=seed, level=level)[""]
+    scales = {"": scale}
+    return bootstrap_all(lambda w: {"": score(w)}, groups, rounds=rounds, seed=seed, level=level, scales=scales)[""]
 
 
 def bootstrap_all(
-    score: Scores, groups: Sequence[str | None], *, rounds: int = 1000, seed: int = 0, level: float = 0.95
+    score: Scores,
+    groups: Sequence[str | None],
+    *,
+    rounds: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    scales: Mapping[str, Scale] | None = None,
 ) -> dict[str, Interval]:
     """Return several scores with their intervals, all on the same resamples.
 
@@ -110,8 +118,9 @@ def bootstrap_all(
         rounds: As in `bootstrap`.
         seed: As in `bootstrap`.
         level: As in `bootstrap`.
+        scales: What the scores are, by name; "number" for those that are not named.
     """
-    return resample(score, groups, rounds=rounds, seed=seed, level=level).intervals()
+    return resample(score, groups, rounds=rounds, seed=seed, level=level, scales=scales).intervals()
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +134,8 @@ class Samples:
         count: Number of patients (or images).
         unit: "patients" or "images".
         level: Confidence of the intervals.
+        scales: What the scores are, by name; "number" for those that are not named.
+        decisive: For shares of 0 or 1 in all resamples: the number of patients that have what they are a share of.
     """
 
     values: dict[str, float]
@@ -133,6 +144,8 @@ class Samples:
     count: int
     unit: str
     level: float
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    decisive: Mapping[str, int] = field(default_factory=dict)
 
     def __sub__(self, other: Samples) -> Samples:
         """Return the differences to other scores on the same resamples."""
@@ -146,15 +159,17 @@ class Samples:
         """Return some of the scores."""
         at = [list(self.values).index(name) for name in names]
         values = {name: self.values[name] for name in names}
-        return Samples(values, self.drawn[:, at], self.without[:, at], self.count, self.unit, self.level)
+        drawn, without = self.drawn[:, at], self.without[:, at]
+        return Samples(values, drawn, without, self.count, self.unit, self.level, self.scales, self.decisive)
 
     def intervals(self) -> dict[str, Interval]:
         """Return the scores with their intervals."""
-        return {name: self._interval(value, i) for i, (name, value) in enumerate(self.values.items())}
+        return {name: self._interval(name, value, i) for i, (name, value) in enumerate(self.values.items())}
 
-    def _interval(self, value: float, place: int) -> Interval:
+    def _interval(self, name: str, value: float, place: int) -> Interval:
         drawn, without = self.drawn[:, place], self.without[:, place]
         usable = drawn[np.isfinite(drawn)]
+        count = self.count
         low = high = float("nan")
         reason = ""
         if not np.isfinite(value):
@@ -163,23 +178,39 @@ class Samples:
             reason = f"only one {self.unit[:-1]}"
         elif len(usable) < _MIN_USABLE * len(drawn):
             reason = f"defined in only {len(usable)} of {len(drawn)} resamples"
-        elif np.ptp(usable) <= _SAME:
-            # Nothing missed by few patients does not mean that nothing is ever missed.
-            reason = f"the same in all resamples of {self.count} {self.unit}"
         else:
-            low, high = expanded_bca(value, usable, without[np.isfinite(without)], self.count, self.level)
+            # Nothing missed by few patients does not mean that nothing is ever missed.
+            if same := np.ptp(usable) <= _SAME:
+                usable, count = np.full_like(usable, value), self.decisive.get(name, 0)
+            if same and count < 2:
+                reason = f"the same in all resamples of {self.count} {self.unit}"
+            else:
+                scale = self.scales.get(name, "number")
+                low, high = interval(value, usable, without[np.isfinite(without)], count, self.level, scale)
         return Interval(float(value), low, high, self.level, self.unit, len(usable), None, reason)
 
 
 def resample(
-    score: Scores, groups: Sequence[str | None], *, rounds: int = 1000, seed: int = 0, level: float = 0.95
+    score: Scores,
+    groups: Sequence[str | None],
+    *,
+    rounds: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    scales: Mapping[str, Scale] | None = None,
 ) -> Samples:
     """Return several scores on resamples, for intervals and for differences between models; see `bootstrap_all`."""
+    scales = scales or {}
+    if bad := [scale for scale in scales.values() if scale not in SCALES]:
+        raise ValueError(f"scale {bad[0]!r} is unknown: expected one of {', '.join(SCALES)}")
     resamples = _Resamples(groups, rounds, seed, level)
     values = dict(score(resamples.once))
     names = tuple(values)
     drawn, without = resamples.scores(score, names), resamples.without(score, names)
-    return Samples(values, drawn, without, resamples.count, resamples.unit, level)
+    edge = [i for i, name in enumerate(names) if scales.get(name) == "share" and values[name] in (0, 1)]
+    fixed = [i for i in edge if len(drawn) and np.nanmax(np.abs(drawn[:, i] - values[names[i]])) <= _SAME]
+    decisive = resamples.decisive(score, [names[i] for i in fixed]) if fixed else {}
+    return Samples(values, drawn, without, resamples.count, resamples.unit, level, scales, decisive)
 
 
 def paired(
@@ -253,15 +284,15 @@ def paired_all(
     swaps, exact = resamples.swaps()
     exchanged = np.array([[d[name] for name in names] for swap in swaps for d in [difference(1 - swap, swap)]])
     result = {}
-    for i, (name, interval) in enumerate(samples.intervals().items()):
-        value = interval.value
+    for i, (name, one) in enumerate(samples.intervals().items()):
+        value = one.value
         usable = exchanged[:, i][np.isfinite(exchanged[:, i])]
         p = None
         if np.isfinite(value) and len(usable) >= _MIN_USABLE * len(swaps):
             as_large = int((np.abs(usable) >= abs(value) - 1e-12).sum())
             # The real outputs are one of the exchanges; where these are drawn, they have to be counted in.
             p = as_large / len(usable) if exact else (as_large + 1) / (len(usable) + 1)
-        result[name] = Interval(**{**vars(interval), "p": p})
+        result[name] = Interval(**{**vars(one), "p": p})
     return result
 
 
@@ -332,6 +363,16 @@ class _Resamples:
             left_out[number] = [values[name] for name in names]
         return left_out
 
+    def decisive(self, score: Scores, names: Sequence[str]) -> dict[str, int]:
+        """Return of about how many patients each score is defined for the patient alone."""
+        looked_at = np.random.default_rng([self.seed, 3]).permutation(self.count)[:_MOST_PARTS]
+        defined = dict.fromkeys(names, 0)
+        for patient in looked_at:
+            values = score((self.labels == patient).astype(np.int64))
+            for name in names:
+                defined[name] += bool(np.isfinite(values[name]))
+        return {name: number * self.count // len(looked_at) for name, number in defined.items()}
+
     def swaps(self) -> tuple[NDArray[np.int64], bool]:
         """Return which images are exchanged (rounds, n_images), and whether these are all exchanges there are."""
         if 2**self.count <= self.rounds:
@@ -339,29 +380,3 @@ class _Resamples:
             return every[:, self.labels].astype(np.int64), True
         generator = np.random.default_rng([self.seed, 1])  # not the numbers of the resamples
         return generator.integers(0, 2, (self.rounds, self.count))[:, self.labels], False
-
-
-def expanded_bca(
-    value: float, drawn: NDArray[np.float64], without: NDArray[np.float64], count: int, level: float
-) -> tuple[float, float]:
-    """Return the BCa interval of a score, widened for few units.
-
-    Args:
-        value: The score.
-        drawn: Scores of the resamples.
-        without: Scores without each of the units, or of parts of them, in turn.
-        count: Number of the units that were resampled, at least 2.
-        level: Confidence, in (0, 1).
-    """
-    spread = (without.mean() - without) if len(without) else np.zeros(0)
-    squares = float((spread**2).sum())
-    acceleration = float((spread**3).sum()) / (6 * squares**1.5) if squares > 0 else 0.0
-    least = 0.5 / (len(drawn) + 1)
-    # Equal ones count half: scores that are ratios of small numbers have many.
-    below = float(np.mean(drawn < value) + np.mean(drawn == value) / 2)
-    bias = float(ndtri(np.clip(below, least, 1 - least)))
-    tails = stdtrit(count - 1, [(1 - level) / 2, (1 + level) / 2]) * np.sqrt(count / (count - 1))
-    moved = bias + tails
-    probabilities = ndtr(bias + moved / np.maximum(1 - acceleration * moved, 1e-9))
-    low, high = np.quantile(drawn, probabilities)
-    return float(low), float(high)

@@ -71,7 +71,7 @@ def test_scores_and_paired_differences_are_those_of_all_folds_together(plan, fin
 
     assert rows["good"].seeds == [0, 1]
     for method in ("none", "good", "poor"):
-        expected = bootstrap(lambda w, m=method: mean(m, w), patients, rounds=ROUNDS)
+        expected = bootstrap(lambda w, m=method: mean(m, w), patients, rounds=ROUNDS, scale="share")
         got = rows[method].scores["mAP50-95"]
         assert (got.value, got.low, got.high) == pytest.approx((expected.value, expected.low, expected.high))
         assert rows[method].by_seed[1]["mAP50"] == measures[method, 1].compute()["mAP50"]

@@ -83,7 +83,7 @@ def test_intervals_are_those_of_each_score_alone(data):
     froc = measure("froc", truth.names)
     for f, t in zip(align(read_detections(file, truth), truth), truth.images, strict=True):
         froc.update(f, t)
-    alone = bootstrap(lambda w: froc.compute(w)["FROC"], truth.patients, rounds=60, seed=5)
+    alone = bootstrap(lambda w: froc.compute(w)["FROC"], truth.patients, rounds=60, seed=5, scale="share")
     assert result.models[0].scores["FROC"] == alone and alone.low < alone.value < alone.high
 
 
@@ -228,9 +228,14 @@ def test_a_requirement_is_of_the_bound_and_not_met_without_one(data):
         ("sensitivity/disc", 0.01, True),
     ):
         assert (not evaluate(file, data, require=f"{name}>={bound}", **options).unmet) is met
-    perfect = evaluate(_detections(data, "b", 0), data, require="sensitivity>=0.5", **options)
-    assert perfect.models[0].scores["sensitivity"].value == 1
-    assert "the same in all resamples" in perfect.unmet[0]
+    options["measures"] = ["operating_point", "error_types"]
+    exact = evaluate(_detections(data, "b", 0), data, require="errors/both<=0.5", **options)
+    assert exact.models[0].scores["errors/both"].value == 0
+    assert "the same in all resamples" in exact.unmet[0]
+    # Nothing is missed, so that the bound comes from the number of patients with a box.
+    patients = len({p for p, t in zip(truth_of(data).patients, truth_of(data).images, strict=True) if len(t)})
+    perfect = exact.models[0].scores["sensitivity"]
+    assert perfect.value == perfect.high == 1 and 1 - 6 / patients < perfect.low < 1 - 3 / patients
 
 
 # models ---------------------------------------------------------------------------------------------------------------

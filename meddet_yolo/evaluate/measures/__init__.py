@@ -6,7 +6,7 @@ A new one is a subclass of `Measure` in a new file and a line in the table.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meddet_yolo.evaluate.detections import Found, Truth
+from meddet_yolo.evaluate.intervals import Scale
 from meddet_yolo.evaluate.pool import Pool
 
 __all__ = ["MEASURES", "Measure", "measure", "measure_class"]
@@ -43,10 +44,14 @@ class Measure(ABC):
 
     Attributes:
         headline: Those of its scores that sum it up: models are compared by them, and subgroups.
-        reasons: Why scores are undefined (NaN), by their names; filled by `compute` without weights.
+        scales: What its scores are, for their intervals, by their names up to the first `/` or `@`; see
+            `intervals.interval`. Others are any numbers.
+        reasons: Why scores are undefined (NaN), or have no interval, by their names; filled by `compute` without
+            weights.
     """
 
     headline: ClassVar[tuple[str, ...]] = ()
+    scales: ClassVar[Mapping[str, Scale]] = {}
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)

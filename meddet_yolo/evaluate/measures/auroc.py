@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from meddet_yolo.evaluate.intervals import Scale
 from meddet_yolo.evaluate.measures import Measure
 from meddet_yolo.evaluate.pool import Pool
 
@@ -66,6 +67,7 @@ class AUROC(Measure):
     """
 
     headline = ("AUROC/image", "AUROC/patient")
+    scales: ClassVar[Mapping[str, Scale]] = {"AUROC": "share"}
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(names)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from meddet_yolo.evaluate.intervals import Scale
 from meddet_yolo.evaluate.measures import Measure
 from meddet_yolo.evaluate.pool import Pool, greedy_match
 from meddet_yolo.evaluate.ranked import RECALLS, Ranking, RankingList
@@ -55,6 +56,9 @@ class AveragePrecision(Measure):
     """
 
     headline = ("mAP50-95", "mAP50")
+    scales: ClassVar[Mapping[str, Scale]] = dict.fromkeys(
+        ("mAP50-95", "mAP50", "mAP75", "recall", "AP50-95", "AP50"), "share"
+    )
 
     def __init__(self, names: Sequence[str], *, max_det: int = 100, areas: bool = True) -> None:
         super().__init__(names)

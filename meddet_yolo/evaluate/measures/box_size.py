@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from meddet_yolo.evaluate.intervals import Scale
 from meddet_yolo.evaluate.measures import Measure
 from meddet_yolo.evaluate.pool import Pool
 
@@ -40,6 +41,8 @@ class BoxSize(Measure):
         >>> sizes.compute()
         {'found/smallest': 0.0, 'found/middle': 1.0, 'found/largest': 1.0}
     """
+
+    scales: ClassVar[Mapping[str, Scale]] = {"found": "share"}
 
     def __init__(self, names: Sequence[str], *, threshold: float = 0.25, hit: str = "iou", iou: float = 0.5) -> None:
         super().__init__(names)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from meddet_yolo.evaluate.intervals import Scale
 from meddet_yolo.evaluate.measures import Measure
 from meddet_yolo.evaluate.pool import Pool
 
 __all__ = ["Calibration", "bin_of"]
+
+_ENOUGH = 10  # boxes a bin; intervals of 8 held the truth in 84 % of simulated sets, of 12 in 94 %
 
 
 def bin_of(values: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
@@ -34,7 +37,7 @@ class Calibration(Measure):
     to the image. A hit is a hit by `Pool.matches`.
 
     D-ECE of finer bins is greater by chance alone: compare a number only with the same number of another model on the
-    same images, and look at its interval. An estimate from resamples has more of that, so intervals lie rather high.
+    same images. With fewer than 10 boxes a bin on average, chance makes much of it, and it has no interval.
 
     Scores: `D-ECE`, `D-ECE/position`, `D-ECE/size`, and `confidence_gap`: mean confidence minus precision, above 0 for
     an over-confident detector.
@@ -58,6 +61,7 @@ class Calibration(Measure):
     """
 
     headline = ("D-ECE",)
+    scales: ClassVar[Mapping[str, Scale]] = {"D-ECE": "distance"}
 
     def __init__(
         self,
@@ -99,6 +103,10 @@ class Calibration(Measure):
             names = (*self._cells, "confidence_gap") if self._cells else ()
             self.reasons |= dict.fromkeys(names, f"nothing found with a confidence of {self.min_score:g} or more")
             return dict.fromkeys(names, float("nan"))
+        for name, cell in self._cells.items():
+            boxes = total / np.count_nonzero(np.bincount(cell, times))
+            if boxes < _ENOUGH:
+                self.reasons[name] = f"{boxes:.1f} boxes a bin, of which chance makes much of it: {_ENOUGH} are needed"
         gap = times * (self._scores - self._hit)  # summed over a bin: its boxes x (confidence - precision)
         scores = {name: float(np.abs(np.bincount(cell, gap)).sum() / total) for name, cell in self._cells.items()}
         return {**scores, "confidence_gap": float(gap.sum() / total)}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from meddet_yolo.evaluate.intervals import Scale
 from meddet_yolo.evaluate.measures import Measure
 from meddet_yolo.evaluate.pool import Pool
 
@@ -33,6 +34,7 @@ class Counts(Measure):
     """
 
     headline = ("count_error",)
+    scales: ClassVar[Mapping[str, Scale]] = {"count_error": "positive"}
 
     def __init__(self, names: Sequence[str], *, threshold: float = 0.25) -> None:
         super().__init__(names)

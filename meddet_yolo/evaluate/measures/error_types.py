@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from meddet_yolo.evaluate.intervals import Scale
 from meddet_yolo.evaluate.measures import Measure
 from meddet_yolo.evaluate.pool import Pairs, Pool, rank_in_groups
 from meddet_yolo.evaluate.ranked import Ranking, RankingList
@@ -69,6 +70,8 @@ class ErrorTypes(Measure):
     """
 
     IOU, BACKGROUND_IOU = 0.5, 0.1
+
+    scales: ClassVar[Mapping[str, Scale]] = {"errors": "positive", "dAP": "positive"}
 
     def __init__(self, names: Sequence[str], *, threshold: float = 0.25, max_det: int = 100) -> None:
         super().__init__(names)

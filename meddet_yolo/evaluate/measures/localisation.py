@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from meddet_yolo.evaluate.intervals import Scale
 from meddet_yolo.evaluate.measures import Measure
 from meddet_yolo.evaluate.pool import Pool
 
@@ -41,6 +42,10 @@ class Localisation(Measure):
     """
 
     headline = ("centre_px", "centre_mm")
+    scales: ClassVar[Mapping[str, Scale]] = {
+        **dict.fromkeys(("centre_px", "edge_px", "centre_mm", "edge_mm"), "positive"),
+        "IoU": "share",
+    }
 
     def __init__(self, names: Sequence[str], *, threshold: float = 0.25, iou: float = 0.5) -> None:
         super().__init__(names)

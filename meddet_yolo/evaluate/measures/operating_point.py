@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from meddet_yolo.evaluate.intervals import Scale
 from meddet_yolo.evaluate.measures import Measure
 from meddet_yolo.evaluate.pool import Pool
 
@@ -57,6 +58,10 @@ class OperatingPoint(Measure):
     """
 
     headline = ("sensitivity", "precision", "F1", "fp_per_image")
+    scales: ClassVar[Mapping[str, Scale]] = {
+        **dict.fromkeys(("sensitivity", "precision", "F1"), "share"),
+        "fp_per_image": "positive",
+    }
 
     def __init__(
         self,
