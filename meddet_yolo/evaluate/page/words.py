@@ -12,6 +12,7 @@ __all__ = ["SIGNIFICANT", "about_comparison", "about_intervals", "about_model", 
 
 _SMALL_GAP = 0.02
 SIGNIFICANT = 0.05
+_TRIED_WITH = 10  # the fewest patients of benchmarks/interval_coverage.py
 
 
 def percent(interval: Interval) -> str:
@@ -103,9 +104,12 @@ def about_intervals(result: Evaluation) -> str:
             f"In brackets: {told} intervals over images ({how}). Whose image each is, is unknown; images of one "
             "patient are alike, so these intervals are too narrow."
         )
+    few = ""
+    if result.patients < _TRIED_WITH:
+        few = f" That was tried with {_TRIED_WITH} patients and more; with {result.patients} they are a rough guide."
     return (
         f"In brackets: {told} intervals ({how}). Were the {result.patients} patients drawn anew from where they "
-        f"come from, about {told} of such intervals would hold the value for all patients there."
+        f"come from, about {told} of such intervals would hold the value for all patients there.{few}"
     )
 
 

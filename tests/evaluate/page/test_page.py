@@ -139,3 +139,13 @@ def test_patients_unknown_is_said(tmp_path, small):
     evaluate(file, tmp_path / "d.yaml", out=tmp_path / "out", rounds=5, measures=["operating_point"])
     html = (tmp_path / "out" / "report.html").read_text()
     assert "too narrow" in html and "unknown patients" in html
+
+
+def test_intervals_of_fewer_patients_than_were_tried_are_called_a_rough_guide():
+    from types import SimpleNamespace
+
+    from meddet_yolo.evaluate.page.words import about_intervals
+
+    settings = {"rounds": 10, "seed": 0, "level": 0.95}
+    few, enough = (about_intervals(SimpleNamespace(settings=settings, patients=n)) for n in (9, 10))  # type: ignore[arg-type]
+    assert few.endswith("with 9 they are a rough guide.") and "rough guide" not in enough
