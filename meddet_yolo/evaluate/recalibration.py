@@ -6,16 +6,21 @@ What is fitted is a small function of a confidence; `meddet_yolo.trt.recalibrati
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import isotonic_regression, minimize_scalar
+from ultralytics.utils import LOGGER
 
 from meddet_yolo.evaluate.detections import Found
 from meddet_yolo.evaluate.pool import Pool
-from meddet_yolo.trt.recalibration import Isotonic, Recalibration, Temperature
+from meddet_yolo.trt.formats import format_of
+from meddet_yolo.trt.recalibration import Isotonic, Recalibration, Temperature, stored
 
-__all__ = ["FITS", "fit_isotonic", "fit_temperature", "hits_of", "recalibrated"]
+__all__ = ["FITS", "announced", "fit_isotonic", "fit_temperature", "hits_of", "probabilities", "recalibrated"]
 
 _HOTTEST = 100.0
 
@@ -96,3 +101,27 @@ def _checked(scores: ArrayLike, hits: ArrayLike) -> tuple[NDArray[np.float64], N
     if not len(confidence):
         raise ValueError("there are no boxes to fit a recalibration on")
     return confidence, hit
+
+
+def announced(model: Any) -> Recalibration | None:
+    """Return the recalibration in an exported model's sidecar and log it; None for other models.
+
+    Args:
+        model: The model's file, or what else Ultralytics' `model` may be.
+    """
+    path = Path(model) if isinstance(model, str | Path) else None
+    function = stored(path) if path is not None and path.exists() and format_of(path) is not None else None
+    if function is not None and path is not None:
+        kind = function.to_dict()["kind"]
+        LOGGER.info(f"{path.name}: confidences are made probabilities ({kind}, from its sidecar)")
+    return function
+
+
+def probabilities(confidence: torch.Tensor, function: Recalibration) -> torch.Tensor:
+    """Return the probabilities (N,) of confidences (N,) in their type and on their device.
+
+    Examples:
+        >>> probabilities(torch.tensor([0.5, 0.9]), Temperature(1.0)).tolist()[0]
+        0.5
+    """
+    return torch.as_tensor(function(confidence.cpu().numpy()), dtype=confidence.dtype, device=confidence.device)

@@ -12,6 +12,8 @@ from ultralytics.utils import ops
 
 from meddet_yolo.data.dataset import build_dataset
 from meddet_yolo.evaluate.detections import Found, Truth
+from meddet_yolo.evaluate.recalibration import announced, probabilities
+from meddet_yolo.trt.recalibration import Recalibration
 
 __all__ = ["BoxScores", "CollectingValidator", "MedDetValidator", "SeenImage", "box_scores"]
 
@@ -40,11 +42,27 @@ class MedDetValidator(DetectionValidator):
     """Validate a detector as `DetectionValidator` does, on whatever images `MedDetDataset` can read.
 
     Its metrics have an attribute `skipped`: the DICOM and NIfTI files that could not be used, and why.
+
+    Where an exported model's sidecar holds a recalibration, confidences are probabilities; `conf` is not, so that the
+    boxes stay the same.
     """
 
     args: Any  # Ultralytics builds these without types
     data: dict[str, Any]
     metrics: Any
+    _function: Recalibration | None = None
+
+    def init_metrics(self, model: Any) -> None:
+        """Begin anew."""
+        super().init_metrics(model)
+        self._function = None if self.training else announced(self.args.model)
+
+    def postprocess(self, preds: Any) -> list[dict[str, Any]]:
+        """Return the boxes of a batch."""
+        found: list[dict[str, Any]] = super().postprocess(preds)
+        if self._function is not None:
+            found = [{**one, "conf": probabilities(one["conf"], self._function)} for one in found]
+        return found
 
     def build_dataset(self, img_path: str, mode: str = "val", batch: int | None = None) -> Any:
         """Build the data set of a split."""
@@ -62,7 +80,7 @@ class SeenImage(NamedTuple):
 
 
 class CollectingValidator(MedDetValidator):
-    """Validate as `MedDetValidator` does and keep every image's boxes.
+    """Validate as `MedDetValidator` does and keep every image's boxes, with the model's own confidences.
 
     Attributes:
         images_seen: The images by their paths.
@@ -74,7 +92,7 @@ class CollectingValidator(MedDetValidator):
     def init_metrics(self, model: Any) -> None:
         """Begin anew."""
         super().init_metrics(model)
-        self.images_seen = {}
+        self._function, self.images_seen = None, {}
 
     def update_metrics(self, preds: list[dict[str, Any]], batch: dict[str, Any]) -> None:
         """Update the metrics and keep the boxes of a batch."""

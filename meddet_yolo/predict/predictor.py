@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import torch
 from ultralytics.data.utils import VID_FORMATS
 from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.utils import LOGGER
 from ultralytics.utils.checks import check_imgsz
 
+from meddet_yolo.evaluate.recalibration import announced, probabilities
 from meddet_yolo.files import sha256_of, write_whole
 from meddet_yolo.imaging.search import Found, find_volumes
 from meddet_yolo.imaging.volumes import Skipped, Volume
 from meddet_yolo.predict.results import SliceResults
 from meddet_yolo.predict.source import VolumeLoader, VolumeSource, suffix_of
+from meddet_yolo.trt.recalibration import Recalibration
 
 __all__ = ["MedDetPredictor", "SliceResults", "VolumeSource"]
 
@@ -34,12 +37,16 @@ class MedDetPredictor(DetectionPredictor):
     With `save=True` every series, volume or DICOM file also gets `NAME.json` in the run's folder, and with the source's
     `sr` a `NAME_sr.dcm`; both are written as soon as its last slice is done, and neither if the run ends before. Where
     a slice cannot be read, the JSON file says so and no report is written.
+
+    Where an exported model's sidecar holds a recalibration, confidences are probabilities, and so is `conf`.
     """
 
     args: Any  # Ultralytics builds these without types
     dataset: Any
     _options: VolumeSource | None = None
     _weights: str | None = None  # the hash of the model's file
+    _function: Recalibration | None = None
+    _conf: float = 0.0  # as it was asked for
 
     def setup_source(self, source: Any, stride: int | None = None) -> None:
         """Set up a source; DICOM and NIfTI get a loader of their own.
@@ -48,6 +55,7 @@ class MedDetPredictor(DetectionPredictor):
             ValueError: If nothing of a source can be read.
         """
         self._options = None
+        self._function = announced(self.args.model)
         if not isinstance(source, VolumeSource):
             super().setup_source(source, stride)
             return
@@ -83,8 +91,23 @@ class MedDetPredictor(DetectionPredictor):
             raise OSError(f"{save_path} cannot be encoded as JPEG")
         write_whole(save_path.with_suffix(".jpg"), content.tobytes())
 
+    def postprocess(self, preds: Any, img: Any, orig_imgs: Any, **kwargs: Any) -> list[Any]:
+        """Return the results of a batch; where the model has a recalibration, `conf` is the least probability."""
+        if self._function is None:
+            return super().postprocess(preds, img, orig_imgs, **kwargs)
+        self._conf = self.args.conf
+        self.args.conf = self._function.least(self._conf)
+        try:
+            return super().postprocess(preds, img, orig_imgs, **kwargs)
+        finally:
+            self.args.conf = self._conf
+
     def construct_results(self, preds: Any, img: Any, orig_imgs: Any) -> list[Any]:
         """Build the results of a batch; those of slices know their slice."""
+        if self._function is not None:
+            self.args.conf = self._conf  # records name what was asked for
+            of = self._function
+            preds = [torch.cat([p[:, :4], probabilities(p[:, 4:5], of), p[:, 5:]], 1) for p in preds]
         results = super().construct_results(preds, img, orig_imgs)
         if self._options is None:
             return results

@@ -330,6 +330,42 @@ def test_a_stored_recalibration_is_applied_by_evaluation_and_runner(tiny_data, t
         assert runner.recalibration == stored(file) is not None
 
 
+def test_a_stored_recalibration_is_applied_by_predict_and_val(tiny_data, tiny_teachers, tmp_path, caplog):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from ultralytics import YOLO
+
+    from meddet_yolo import MedDet
+    from meddet_yolo.trt.engine_file import write_sidecar
+    from meddet_yolo.trt.recalibration import Temperature, store
+
+    copy = tmp_path / "a.pt"
+    copy.write_bytes(tiny_teachers[0].read_bytes())
+    file = Path(YOLO(str(copy)).export(format="onnx", imgsz=64, simplify=False, verbose=False))
+    picture = truth_of(tiny_data).images[0].path
+    options = {"imgsz": 64, "device": "cpu", "verbose": False}
+
+    def predicted(conf: float):
+        return MedDet(file, task="detect").predict(picture, conf=conf, **options)[0].boxes
+
+    def validated():
+        return MedDet(file, task="detect").val(data=str(tiny_data), workers=0, plots=False, **options).box.map
+
+    plain, accuracy = predicted(0.001), validated()
+    write_sidecar(file, {})
+    half = Temperature(2.0)
+    store(file, half)
+    caplog.set_level("INFO", logger="ultralytics")
+    caplog.clear()
+    least = float(half([plain.conf.median()])[0])
+    made = predicted(least)
+    assert caplog.text.count("confidences are made probabilities (temperature, from its sidecar)") == 1
+    expected = [p for p in half(plain.conf.numpy()) if p > least]
+    assert 0 < len(made) < len(plain) and made.conf.numpy() == pytest.approx(expected, abs=1e-6)
+    assert validated() == pytest.approx(accuracy)  # the order is as it was
+    assert caplog.text.count("from its sidecar") == 2
+
+
 def test_noise_is_joined_in_and_without_it_accuracy_is_vals(tiny_data, tiny_teachers, tmp_path):
     from meddet_yolo.evaluate.noise import noise_robustness
 
