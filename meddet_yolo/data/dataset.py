@@ -53,20 +53,19 @@ class MedDetDataset(YOLODataset):
             FileNotFoundError: If there is no image.
             ValueError: If there are only DICOM or NIfTI files, and none can be used, or `slices` or `window` is wrong.
         """
-        volumes = [file for p in (img_path if isinstance(img_path, list) else [img_path]) for file in _volumes(p)]
+        volumes = self.volumes(img_path)
         if not volumes:
             return list(super().get_img_files(img_path))
         found = cache_slices(
             volumes,
-            label_folder=lambda folder: Path(img2label_paths([str(folder / "x.png")])[0]).parent,
+            label_folder=self.label_folder,
             fallback=Path(USER_CONFIG_DIR) / "slices",
             slices=self.data.get("slices", "labelled"),
             window=checked_window(self.data.get("window", "header")),
             max_pixels=checked_max_pixels(self.data.get("max_pixels", MAX_PIXELS)),
             progress=lambda results, total: TQDM(results, desc=f"{self.prefix}Decoding slices...", total=total),
         )
-        for item in found.skipped:
-            LOGGER.warning(f"{self.prefix}skipped {item}")
+        self.report(found.skipped)
         self.skipped = found.skipped
         self._slice_labels = {str(picture): str(label) for picture, label in found.labels.items()}
         fraction, self.fraction = self.fraction, 1.0
@@ -81,6 +80,19 @@ class MedDetDataset(YOLODataset):
             raise ValueError(f"no image in {img_path} can be used: {found.skipped[0]}{more}")
         count = fraction if isinstance(fraction, int) else max(1, round(len(files) * fraction))
         return files[:count]
+
+    def report(self, skipped: Sequence[Skipped]) -> None:
+        """Say which DICOM and NIfTI files could not be used."""
+        for item in skipped:
+            LOGGER.warning(f"{self.prefix}skipped {item}")
+
+    def volumes(self, img_path: str | list[str]) -> list[Path]:
+        """Return the DICOM and NIfTI files of a split."""
+        return [file for p in (img_path if isinstance(img_path, list) else [img_path]) for file in _volumes(p)]
+
+    def label_folder(self, folder: Path) -> Path:
+        """Return the folder of the label files for a folder of images; decoded slices are kept beside it."""
+        return Path(img2label_paths([str(folder / "x.png")])[0]).parent
 
     def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict[str, Any], bool]:
         """Return the labels of a cache that fits the files and is whole, otherwise those that are read anew."""
@@ -177,6 +189,7 @@ def build_dataset(
     rect: bool = False,
     stride: int = 32,
     fraction: float | int | None = None,
+    kind: type[MedDetDataset] = MedDetDataset,
 ) -> MedDetDataset:
     """Build the detection data set of a split with the settings that Ultralytics' own builder uses.
 
@@ -189,13 +202,14 @@ def build_dataset(
         rect: Whether batches are rectangular (also where `cfg.rect` says so).
         stride: The model's largest stride in pixels.
         fraction: Share (or number) of the images to use; by default what `cfg.fraction` says for this split.
+        kind: Class of the data set.
     """
     train = mode == "train"
     if data.get("complete"):
         fraction = 1.0  # limited already when it was downloaded
     elif fraction is None:
         fraction = get_split_fraction(cfg.fraction, "train" if train else cfg.split)
-    return MedDetDataset(
+    return kind(
         img_path=img_path,
         imgsz=cfg.imgsz,
         batch_size=batch,

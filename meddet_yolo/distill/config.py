@@ -33,6 +33,9 @@ class RunOptions(Options):
         teacher_classes: Which of a teacher's classes stand for which of the data set's, names or indices, such as
             `{disc: 0}`; for several teachers a list of one each. None: a teacher of the same classes serves with its
             predictions, one of another number of classes with its features alone.
+        unlabelled: Images without labels that the teachers show the student too: a folder, a `.txt` list, or a data
+            set's YAML (its `unlabelled`, or else its `train`). The detection loss never sees them.
+        unlabelled_batch: How many of them go with each labelled image of a batch, above 0.
         distill_warmup: Epochs over which the weights of the distillation terms rise linearly from 0, at least 0;
             fractions allowed.
         distill_schedule: What the weights do after the warm-up: `constant`, or `cosine`, which lets them fall to a
@@ -55,6 +58,8 @@ class RunOptions(Options):
     inherit: str = "auto"
     teacher_imgsz: int | list[int] | None = None
     teacher_classes: dict[Any, Any] | list[dict[Any, Any] | None] | None = None
+    unlabelled: str | None = None
+    unlabelled_batch: float = 1.0
     distill_warmup: float = 3.0
     distill_schedule: str = "constant"
     distill_stop: int | None = None
@@ -68,6 +73,13 @@ class RunOptions(Options):
         self.put("inherit", _source(self.inherit))
         self.put("teacher_imgsz", _sizes(self.teacher_imgsz, len(self.teachers)))
         self.put("teacher_classes", read_class_maps(self.teacher_classes, len(self.teachers)))
+        self.put("unlabelled", _images(self.unlabelled))
+        self.put("unlabelled_batch", number("unlabelled_batch", self.unlabelled_batch, low=0, open_low=True))
+        if self.unlabelled and not self.teachers:
+            raise ValueError(
+                f"unlabelled={self.unlabelled} is learnt from by what teachers say of it, and there are none: pass "
+                "teachers=[...] too"
+            )
         self.put("distill_warmup", number("distill_warmup", self.distill_warmup, low=0))
         self.put("distill_schedule", choice("distill_schedule", self.distill_schedule, ("constant", "cosine")))
         self.put("distill_stop", _stop(self.distill_stop))
@@ -191,6 +203,15 @@ def _source(value: Any) -> str:
     if not isinstance(value, str | Path) or not str(value).strip():
         raise ValueError(f"inherit must be auto, none or the path of a checkpoint, got {value!r}.")
     return str(value).lower() if str(value).lower() in {"auto", "none"} else str(value)
+
+
+def _images(value: Any) -> str | None:
+    """Check where images without labels are."""
+    if value is None:
+        return None
+    if not isinstance(value, str | Path) or not str(value).strip():
+        raise ValueError(f"unlabelled must be a folder, a .txt list of images or a data set's YAML, got {value!r}.")
+    return str(value)
 
 
 def _stop(value: Any) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -81,6 +81,18 @@ class DetectorOutput:
     stems: list[tuple[Tensor, Tensor]] | None = None
     finish: Callable[[Sequence[tuple[Tensor, Tensor]]], DetectorOutput] | None = None
 
+    def first(self, images: int) -> DetectorOutput:
+        """Return what was said of the first images of the batch.
+
+        Examples:
+            >>> import torch
+            >>> DetectorOutput([torch.zeros(3, 8, 4, 4)]).first(2).feats[0].shape
+            torch.Size([2, 8, 4, 4])
+        """
+        logits, boxes = (None if part is None else part[:images] for part in (self.logits, self.boxes))
+        stems = None if self.stems is None else [(scores[:images], sides[:images]) for scores, sides in self.stems]
+        return replace(self, feats=[feat[:images] for feat in self.feats], logits=logits, boxes=boxes, stems=stems)
+
     def by_level(self, predictions: Tensor) -> list[Tensor]:
         """Part predictions (B, K, A) by level, (B, K, H_l, W_l) each.
 
@@ -149,6 +161,7 @@ class DistillMethod(nn.Module, ABC):
         reads_stems: Whether it reads `DetectorOutput.stems` of the student.
         partial_classes: Whether it does with teachers that know some of the student's classes only, heeding
             `DetectorOutput.known`; for methods that read predictions.
+        reads_labels: Whether it reads the labels of `forward`'s batch; it is then shown labelled images only.
         progress: Measures of `metrics()` that the progress line shows; the others are logged once an epoch.
 
     Raises:
@@ -159,6 +172,7 @@ class DistillMethod(nn.Module, ABC):
     needs_predictions: ClassVar[bool] = False
     reads_stems: ClassVar[bool] = False
     partial_classes: ClassVar[bool] = False
+    reads_labels: bool = False
     progress: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod

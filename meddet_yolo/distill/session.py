@@ -46,6 +46,7 @@ class DistillSession:
         teachers: The teachers.
         methods: The methods by name, as one module.
         item_names: The names of the items that the last `loss` returned.
+        labelled: How many of the images that were observed, the first ones, have labels; None all of them.
 
     Raises:
         ValueError: If a method cannot learn from a teacher, or a schedule has no end.
@@ -94,6 +95,7 @@ class DistillSession:
         self._opponents: list[Opponent] = [o for method in methods.values() for o in method.opponents()]
         self._optimizers = {o.name: torch.optim.Adam(o.parameters, lr=o.lr, betas=ADAM_BETAS) for o in self._opponents}
         self._seen: list[DetectorOutput] | None = None
+        self.labelled: int | None = None
         self._epoch, self._batch, self._batches = 0, 0, 1
         self._sums: dict[str, Tensor] = {}
         self._shares: frozenset[str] = frozenset()
@@ -116,12 +118,17 @@ class DistillSession:
         self._epoch, self._batch, self._batches = epoch, 0, max(batches, 1)
         self._sums, self._seen = {}, None
 
-    def observe(self, images: Tensor) -> None:
+    def observe(self, images: Tensor, labelled: int | None = None) -> None:
         """Run the teachers on a batch of images (B, C, H, W), values in [0, 1], before the student's forward pass.
 
         The activations that the student keeps would crowd theirs out of the memory at hand, which on a CPU made them a
         third slower.
+
+        Args:
+            images: The images, those with labels first.
+            labelled: How many have labels; None all of them.
         """
+        self.labelled = labelled
         idle = self.over and self._zeros is not None
         self._seen = [] if idle else [teacher(images) for teacher in self.teachers]
 
@@ -141,7 +148,8 @@ class DistillSession:
         """Return the weighted terms of the batch that was observed, and what the progress line shows of them.
 
         Args:
-            student: The student's output on the images that were observed.
+            student: The student's output on the images that were observed. Terms are means over all of them, of those
+                without labels too; methods that read labels are shown the others only.
             batch: Labels, see `DistillMethod.forward`.
             detection: The detection loss, a scalar, mean over images; for the shares.
             head_loss: See `meddet_yolo.distill.method.HeadLoss`.
@@ -164,7 +172,10 @@ class DistillSession:
         weighted: dict[str, Tensor] = {}
         teaching: dict[str, Tensor] = {}
         for method in self._methods():
-            terms = method(student, teachers, batch, head_loss=head_loss)
+            shown = [student, *teachers]
+            if self.labelled is not None and method.reads_labels:
+                shown = [output.first(self.labelled) for output in shown]
+            terms = method(shown[0], shown[1:], batch, head_loss=head_loss)
             if clash := weighted.keys() & terms.keys():
                 raise ValueError(f"two methods have a term named {min(clash)!r}: they cannot be used together")
             for name, term in terms.items():
@@ -181,6 +192,9 @@ class DistillSession:
             for name in method.progress:
                 items[name] = metrics.pop(name, total.new_zeros(()))
             for name, value in metrics.items():
+                self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+        if self.labelled is not None:
+            for name, value in unlabelled_shares(student, teachers, self.labelled).items():
                 self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
         self.item_names = frozenset(items)
         terms = torch.stack(list(weighted.values()))
@@ -311,6 +325,32 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     flat = nn.utils.parameters_to_vector(gradients)  # one exchange costs little more than that of one small tensor
     dist.all_reduce(flat)
     nn.utils.vector_to_parameters(flat / _world_size(), gradients)
+
+
+@torch.no_grad()
+def unlabelled_shares(student: DetectorOutput, teachers: Sequence[DetectorOutput], labelled: int) -> dict[str, Tensor]:
+    """Return what of a batch has no labels, for the log.
+
+    Args:
+        student: The student's output, those of images with labels first.
+        teachers: The teachers' outputs.
+        labelled: Number of images with labels.
+
+    Returns:
+        `unlabelled_images`, the share of the images; and, where teachers predict, `unlabelled_scores`, the share of the
+        sum of their top scores, which is what response terms weigh by. Scalars.
+
+    Examples:
+        >>> unlabelled_shares(DetectorOutput([torch.zeros(4, 8, 2, 2)]), [], labelled=3)
+        {'unlabelled_images': tensor(0.2500)}
+    """
+    images = len(student.feats[0])
+    shares = {"unlabelled_images": student.feats[0].new_tensor((images - labelled) / images, dtype=torch.float32)}
+    scores = [t.logits.float().sigmoid().amax(1).sum(1) for t in teachers if t.logits is not None]  # (B,) each
+    if scores:
+        total = torch.stack(scores).sum(0)
+        shares["unlabelled_scores"] = total[labelled:].sum() / total.sum().clamp(min=1e-9)
+    return shares
 
 
 def _check_predictions(name: str, kind: type[DistillMethod], teacher: Teacher) -> None:

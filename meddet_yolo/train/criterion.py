@@ -16,6 +16,21 @@ from meddet_yolo.distill.teachers import head_output
 __all__ = ["DistillCriterion"]
 
 
+def first(preds: Any, images: int) -> Any:
+    """Return a head's training output, or any nest of batched tensors, for the first images of the batch.
+
+    Examples:
+        >>> import torch
+        >>> first({"feats": [torch.zeros(3, 8, 4, 4)], "scores": torch.zeros(3, 2, 16)}, 2)["feats"][0].shape
+        torch.Size([2, 8, 4, 4])
+    """
+    if isinstance(preds, Tensor):
+        return preds[:images]
+    if isinstance(preds, dict):
+        return {key: first(part, images) for key, part in preds.items()}
+    return type(preds)(first(part, images) for part in preds)
+
+
 class DistillCriterion:
     """Stands in the place of a model's criterion: detection terms first, then those of the session.
 
@@ -34,10 +49,14 @@ class DistillCriterion:
         self._model = model
 
     def __call__(self, preds: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss vector, summed over the batch as Ultralytics does, and its items for the log."""
-        loss, items = self.base(preds, batch)
+        """Return the loss vector, summed over the batch as Ultralytics does, and its items for the log.
+
+        Images without labels count in the means that the distillation terms are, and in nothing else.
+        """
+        labelled = self._session.labelled
+        loss, items = self.base(preds if labelled is None else first(preds, labelled), batch)
         loss = loss.reshape(-1)
-        images = batch["img"].shape[0]
+        images = len(batch["img"]) if labelled is None else labelled
         student = head_output(preds)
         if self._session.reads_stems:
             with _kept_statistics(self._model.model[-1]) as head:
@@ -49,6 +68,7 @@ class DistillCriterion:
 
     def _on_maps(self, maps: list[Tensor], batch: dict[str, Any]) -> Tensor:
         """Return the mean detection loss of the student's head on other maps than the student's own."""
+        maps = maps if self._session.labelled is None else first(maps, self._session.labelled)
         with _kept_statistics(self._model.model[-1]) as head:
             preds = head(maps)
         loss, _ = self.base(preds, batch)

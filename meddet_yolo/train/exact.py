@@ -14,6 +14,7 @@ after each batch, `DistillSession` its modules' when an epoch ends.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,26 +24,27 @@ from ultralytics.utils import RANK
 __all__ = ["StepClock", "begin_epoch"]
 
 
-def begin_epoch(trainer: Any) -> None:
-    """Begin an epoch's streams of random numbers, its data loader and the images that mosaics are made of.
+def begin_epoch(trainer: Any, loaders: Sequence[Any]) -> None:
+    """Begin an epoch's streams of random numbers, its data loaders and the images that mosaics are made of.
 
     An epoch that is repeated after a loss that was not finite draws other numbers.
 
     Args:
         trainer: A trainer of Ultralytics whose `epoch` is about to begin.
+        loaders: The data loaders that it trains on.
     """
     if trainer.epoch == 0 and not trainer.nan_recovery_attempts:
         return
     about = [int(trainer.args.seed) % 2**32, trainer.epoch, RANK + 1, trainer.nan_recovery_attempts]
-    ours, loaders = (int(n) for n in np.random.SeedSequence(about).generate_state(2))
+    ours, *seeds = (int(n) for n in np.random.SeedSequence(about).generate_state(1 + len(loaders)))
     random.seed(ours)
     np.random.seed(ours)
     torch.manual_seed(ours)  # of all devices
-    loader = trainer.train_loader
-    loader.reset()  # its workers are started anew, with seeds from its generator
-    if loader.generator is not None:
-        loader.generator.manual_seed(loaders)
-    _fill_mosaic_buffer(loader.dataset)
+    for loader, seed in zip(loaders, seeds, strict=True):
+        loader.reset()  # its workers are started anew, with seeds from its generator
+        if loader.generator is not None:
+            loader.generator.manual_seed(seed)
+        _fill_mosaic_buffer(loader.dataset)
 
 
 def _fill_mosaic_buffer(dataset: Any) -> None:

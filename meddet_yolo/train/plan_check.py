@@ -60,6 +60,7 @@ class PlanCheck:
         parameters: Number of its parameters.
         train: What is learnt from.
         val: What is validated on.
+        unlabelled: What is learnt from without labels; empty without such images.
         skipped: Files of the data set that cannot be used, with the reason.
         teachers: A line a teacher: file, classes, input size, which of its levels teaches which of the student's, and
             what it serves with.
@@ -81,6 +82,7 @@ class PlanCheck:
     parameters: int
     train: Split
     val: Split
+    unlabelled: str
     skipped: Sequence[str]
     teachers: Sequence[str]
     methods: Sequence[str]
@@ -110,6 +112,7 @@ class PlanCheck:
             ("learns by", ", ".join(["labels", *self.methods])),
             ("train", str(self.train)),
             ("val", str(self.val)),
+            *([("unlabelled", self.unlabelled)] if self.unlabelled else []),
             *(("skipped", text) for text in self.skipped),
             ("device", f"{self.device}, peak memory {self.memory_mb:,.0f} MB"),
             ("step", f"{self.step_s:.2f} s for {self.batch} images (median of {self.timed})"),
@@ -211,6 +214,7 @@ def _answer(trainer: DistillTrainer, clock: _Clock, name: str, folder: Path, dev
         parameters=get_num_params(unwrap_model(trainer.model)),
         train=splits[0],
         val=splits[1],
+        unlabelled=trainer.unlabelled.summary if trainer.unlabelled else "",
         skipped=[str(item) for item in trainer.skipped],
         teachers=[_teacher(teacher, student, trainer.args.imgsz, names) for teacher in trainer.teachers],
         methods=list(trainer.session.methods) if trainer.session else [],

@@ -17,13 +17,14 @@ import torch
 from torch import nn
 from ultralytics.cfg import DEFAULT_CFG, cfg2dict
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import LOGGER, RANK, colorstr
+from ultralytics.utils import LOCAL_RANK, LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import unwrap_model
 
 from meddet_yolo.data.dataset import build_dataset
 from meddet_yolo.data.labels import label_problem
 from meddet_yolo.data.mri_noise import MRINoiseConfig
 from meddet_yolo.data.shipped import find_data
+from meddet_yolo.data.unlabelled import Unlabelled, find_source
 from meddet_yolo.distill.classes import match_classes
 from meddet_yolo.distill.config import DistillConfig
 from meddet_yolo.distill.inherit import best_fit, inherit
@@ -38,6 +39,7 @@ from meddet_yolo.train.criterion import DistillCriterion
 from meddet_yolo.train.exact import StepClock, begin_epoch
 from meddet_yolo.train.sidecar import Sidecar, written_whole
 from meddet_yolo.train.teacher_files import TeacherFiles
+from meddet_yolo.train.unlabelled import UnlabelledBatches, check_learners, find_unlabelled
 
 __all__ = ["DistillTrainer"]
 
@@ -64,6 +66,7 @@ class DistillTrainer(DetectionTrainer):
         teachers: The frozen teachers; empty without distillation.
         skipped: DICOM and NIfTI files of the data set that could not be used, and why.
         session: What distils: teachers, methods, adversaries; None before set-up and without teachers.
+        unlabelled: What was found of images without labels; None without any.
         inherited: What the student inherited or why nothing, in words; empty where it had nobody to inherit from.
 
     Raises:
@@ -98,11 +101,15 @@ class DistillTrainer(DetectionTrainer):
             overrides["data"] = find_data(overrides["data"])
         if _is_file(overrides.get("inherit")):
             overrides["inherit"] = str(Path(overrides["inherit"]).expanduser().resolve())
+        if isinstance(overrides.get("unlabelled"), (str, Path)):
+            overrides["unlabelled"] = str(Path(overrides["unlabelled"]).expanduser().resolve())
         resuming = bool(overrides.get("resume"))
         config = DistillConfig.from_dict({k: v for k, v in overrides.items() if k in DistillConfig.keys()})
         if not resuming:
             self._refuse_native(overrides.get("distill_model"), config)
             MRINoiseConfig.from_options(overrides)  # before anything is loaded
+            if config.run.unlabelled:
+                find_source(config.run.unlabelled)
             models = self._files.load(config.run)
             self._ancestors = self._load_ancestors(config, models, overrides.get("pretrained"))
         super().__init__({**OWN_DEFAULTS, **cfg2dict(cfg)}, overrides, _callbacks)
@@ -122,6 +129,8 @@ class DistillTrainer(DetectionTrainer):
             teacher.classes = match_classes(teacher.names, self.data["names"], teacher.name, mapping)
         self._restored_from = self.wdir  # the folder of the checkpoint that is restored, and of its side-car
         self.skipped: list[Skipped] = []
+        self.unlabelled: Unlabelled | None = None
+        self._more: UnlabelledBatches | None = None
         self._clock = StepClock()
         self._resumed: dict[str, Any] = {}  # the state that a resumed run was given
         self._warned = False
@@ -260,6 +269,34 @@ class DistillTrainer(DetectionTrainer):
             self.final_eval()
             if RANK in {-1, 0}:
                 self.run_callbacks("on_train_end")
+        if self._more is not None:
+            self._more.close()
+
+    def _build_train_pipeline(self) -> None:
+        """Build loaders and optimizer for the batch size, also for a smaller one after running out of memory."""
+        super()._build_train_pipeline()
+        run = self.distill_config.run
+        if not run.unlabelled:
+            return
+        if self.unlabelled is None:
+            self.unlabelled = find_unlabelled(find_source(run.unlabelled), self.data)
+            self.skipped = [*self.skipped, *self.unlabelled.skipped]
+        self._more = UnlabelledBatches(
+            self.unlabelled,
+            args=self.args,
+            data=self.data,
+            batch=self.batch_size // max(self.world_size, 1),
+            ratio=run.unlabelled_batch,
+            rank=LOCAL_RANK,
+            stride=self.stride,
+            device=self.device,
+        )
+
+    def _close_dataloader_mosaic(self) -> None:
+        """Make no more mosaics, of images without labels neither."""
+        super()._close_dataloader_mosaic()
+        if self._more is not None:
+            self._more.close_mosaic(self.args)
 
     def _setup_train(self) -> None:
         """Set the run up as the stock trainer does, with the memory layout that was asked for on a CPU too."""
@@ -295,6 +332,8 @@ class DistillTrainer(DetectionTrainer):
         spec = detector_spec(student, "student")
         epochs = self._distilled_epochs()
         session = DistillSession(spec, self.teachers, self.distill_config, self.args.imgsz, self.device, epochs)
+        if self.distill_config.run.unlabelled:
+            check_learners(session, self.distill_config.run.unlabelled)
         if RANK in {-1, 0}:
             for teacher in self.teachers:
                 seen = teacher.spec_at(self.args.imgsz)
@@ -308,7 +347,9 @@ class DistillTrainer(DetectionTrainer):
     def _model_train(self) -> None:
         """Begin an epoch as the stock trainer does, with random numbers that depend on nothing before it."""
         super()._model_train()
-        begin_epoch(self)
+        begin_epoch(self, [self.train_loader, *([self._more.loader] if self._more is not None else [])])
+        if self._more is not None:
+            self._more.start_epoch(self.epoch)
 
     def _distilled_epochs(self) -> int:
         """Return the number of epochs with distillation, which by default ends where Ultralytics closes mosaic."""
@@ -325,11 +366,14 @@ class DistillTrainer(DetectionTrainer):
     # Steps ----------------------------------------------------------------------------------------------------------
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Prepare a batch, and show its images to the teachers."""
+        """Prepare a batch, with images without labels behind its own, and show its images to the teachers."""
         self._clock.batch(self)
+        labelled = len(batch["img"]) if self._more is not None else None
+        if self._more is not None and self.session is not None and not self.session.over:
+            batch = self._more.join(batch)
         batch = super().preprocess_batch(batch)
         if self.session is not None:
-            self.session.observe(batch["img"])
+            self.session.observe(batch["img"], labelled)
         return batch
 
     def optimizer_step(self) -> None:

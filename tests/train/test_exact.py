@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import torch
 import yaml
@@ -109,17 +110,33 @@ def ends_alike(settings: Settings, processes: int) -> Watched:
 
 
 @pytest.mark.parametrize(
-    ("taught", "processes"),
+    ("taught", "unlabelled", "processes"),
     [
-        (True, 0),
-        *(pytest.param(*case, marks=pytest.mark.slow("trains")) for case in ((False, 0), (False, 2), (True, 2))),
+        (True, False, 0),
+        (True, True, 0),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow("trains"))
+            for case in ((False, False, 0), (False, False, 2), (True, False, 2), (True, True, 2))
+        ),
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(
-    settings: Settings, tiny_teachers: list[Path], processes: int, taught: bool
+    settings: Settings,
+    tiny_teachers: list[Path],
+    tiny_data: Path,
+    tmp_path: Path,
+    processes: int,
+    taught: bool,
+    unlabelled: bool,
 ) -> None:
     if taught:
         settings["teachers"] = [str(tiny_teachers[0])]
+    if unlabelled:  # five images, of which an epoch takes six: they begin anew in the middle of it
+        (tmp_path / "more").mkdir()
+        for file in sorted((tiny_data.parent / "images" / "train").iterdir())[:5]:
+            image = cv2.flip(cv2.imread(str(file)), 0)
+            cv2.imwrite(str(tmp_path / "more" / file.name), image)
+        settings |= {"unlabelled": str(tmp_path / "more"), "distill": ["meddet", "response"]}
     parted = ends_alike(settings, processes)
     assert sorted(p.name for p in parted.wdir.iterdir()) == ["best.pt", "last.pt"]
 

@@ -14,7 +14,7 @@ from meddet_yolo.data.convert.write import Planned
 from meddet_yolo.data.splits import SPLITS, LeakageError, check_leakage, natural, split_patients
 from meddet_yolo.imaging.dicom_header import is_dicom, load
 
-__all__ = ["assign_parts", "find_patients"]
+__all__ = ["assign_parts", "dicom_patient", "find_patients"]
 
 _BIDS = re.compile(r"(?:^|/)sub-([A-Za-z0-9]+)(?=[/_])")
 
@@ -45,11 +45,11 @@ def find_patients(collection: Collection, patient: str | None) -> None:
             item.patient = path
         elif item.patient is None:
             bids = _BIDS.search(path)
-            item.patient = bids[1] if bids else _dicom_patient(item.path)
+            item.patient = bids[1] if bids else dicom_patient(item.path)
 
 
 @functools.lru_cache(maxsize=100_000)
-def _dicom_patient(path: Path) -> str | None:
+def dicom_patient(path: Path) -> str | None:
     """Return what stands for the patient ID of a DICOM file, which itself is not kept."""
     if not path.is_file() or not is_dicom(path):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from meddet_yolo.data.splits import SPLITS
 from meddet_yolo.imaging.limits import MAX_PIXELS
 from meddet_yolo.imaging.volumes import is_volume, open_volume, reason_of, stem_of
 
-__all__ = ["PATIENTS_FILE", "label_file", "load_yaml", "read_yolo"]
+__all__ = ["PATIENTS_FILE", "data_root", "label_file", "load_yaml", "read_yolo"]
 
 _LARGEST = 1 << 22  # bytes of a YAML
 
@@ -66,15 +67,7 @@ def read_yolo(data: Path, max_pixels: int = MAX_PIXELS) -> Collection:
     if not isinstance(content, dict) or not content.get("names") or not any(content.get(part) for part in SPLITS):
         raise ValueError(f"{data} is no YAML of a data set: expected train, val and names in it")
     names = _names(content["names"], data)
-    given = content.get("path") or data.parent
-    if not isinstance(given, (str, Path)):
-        raise ValueError(f"{data}: path is a {type(given).__name__}, expected a folder's name")
-    try:
-        root = Path(given)
-        root = (root if root.is_absolute() or root.exists() else data.parent / root).resolve()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{data}: path {str(given)[:60]!r} is no name of a folder") from error
-    collection = Collection(root, names=names)
+    collection = Collection(data_root(content, data), names=names)
     patients = _patients(data.parent / PATIENTS_FILE)
     for part in SPLITS:
         for path in _images(collection.root, content.get(part), part):
@@ -94,6 +87,26 @@ def read_yolo(data: Path, max_pixels: int = MAX_PIXELS) -> Collection:
                 item.boxes = [NamedBox(names[int(row[0])], _corners(row[1:])) for row in _rows(labels)]
                 collection.items.append(item)
     return collection
+
+
+def data_root(content: Mapping[str, Any], data: Path) -> Path:
+    """Return the folder that the paths in a data set's YAML start from.
+
+    Args:
+        content: The YAML's content.
+        data: The YAML.
+
+    Raises:
+        ValueError: If its `path` is no name of a folder.
+    """
+    given = content.get("path") or data.parent
+    if not isinstance(given, (str, Path)):
+        raise ValueError(f"{data}: path is a {type(given).__name__}, expected a folder's name")
+    try:
+        root = Path(given)
+        return (root if root.is_absolute() or root.exists() else data.parent / root).resolve()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{data}: path {str(given)[:60]!r} is no name of a folder") from error
 
 
 def _slices(path: Path, max_pixels: int) -> dict[int | None, Path]:

@@ -107,6 +107,7 @@ class FGD(MapMethod):
     """
 
     Options = FGDOptions
+    reads_labels = True
 
     def __init__(self, student: DetectorSpec, teachers: Sequence[DetectorSpec], options: FGDOptions) -> None:
         """Match the levels; build a projection and two context blocks for each."""

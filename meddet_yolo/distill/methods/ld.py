@@ -67,6 +67,7 @@ class LD(PredictionMethod):
     """
 
     Options = LDOptions
+    reads_labels = True
     name = "ld"
 
     def __init__(self, student: DetectorSpec, teachers: Sequence[DetectorSpec], options: LDOptions) -> None:

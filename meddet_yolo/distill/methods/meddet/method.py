@@ -67,6 +67,7 @@ class MedDet(DistillMethod):
         """Match the levels and build the modules that the options ask for."""
         super().__init__(student, teachers, options)
         self.options = options
+        self.reads_labels = options.foreground_weight > 0
         if not student.channels or not teachers:
             raise ValueError(
                 f"Expected at least one level and one teacher, got a student with channels {student.channels} and "
