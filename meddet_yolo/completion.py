@@ -9,6 +9,7 @@ import re
 import shlex
 import textwrap
 from collections.abc import Iterable, Mapping
+from functools import cache
 
 from meddet_yolo.arguments import THEIR_COMMANDS
 from meddet_yolo.commands import MODES, OWN_COMMANDS, Key, groups_of, model_names, shipped
@@ -53,6 +54,7 @@ def _commands() -> dict[str, str]:
     return {**told, "track": "", **dict.fromkeys(_WORDS, "")}
 
 
+@cache
 def _keys() -> dict[str, dict[str, Key]]:
     """Return the keys of every command that its help shows, and for a comparison those of its trainings."""
     keys = {command: {k.name: k for group in groups_of(command) for k in group.keys} for command in _WITH_KEYS}

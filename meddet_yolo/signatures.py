@@ -74,6 +74,7 @@ class Signature:
     takes_more: bool = False
 
 
+@cache
 def read_signature(target: str) -> Signature:
     """Read a function, a method or a dataclass; one that wraps another function (`functools.wraps`) as that one.
 

@@ -4,11 +4,12 @@ Ultralytics reads its settings while it is imported, so the environment is set b
 """
 
 import atexit
+import logging
 import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _CONFIG_DIR = tempfile.mkdtemp(prefix="meddet-tests-")
@@ -28,7 +29,7 @@ import torch  # noqa: E402
 from filelock import FileLock  # noqa: E402
 from ultralytics import settings  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel  # noqa: E402
-from ultralytics.utils import DEFAULT_CFG_DICT, YAML  # noqa: E402
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML  # noqa: E402
 from ultralytics.utils.checks import check_yaml  # noqa: E402
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -120,6 +121,17 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
         return target
 
     return folder
+
+
+@pytest.fixture
+def messages() -> Iterator[list[str]]:
+    """What Ultralytics' logger says; it does not propagate to pytest's own collector."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    LOGGER.addHandler(handler)
+    yield lines
+    LOGGER.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

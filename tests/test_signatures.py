@@ -79,7 +79,7 @@ def module(tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(str(tmp_path))
         return "unread_package.a"
 
-    for function in (find_file, signatures._tree):
+    for function in (find_file, read_signature, signatures._tree):
         function.cache_clear()
     yield write
     sys.modules.pop("unread_package", None)

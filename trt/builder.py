@@ -20,7 +20,7 @@ from meddet_yolo.trt.engine_file import sha256, write_engine
 from meddet_yolo.trt.graph import conv_precisions, input_shape, is_quantized, load_onnx, metadata_of, require
 from meddet_yolo.trt.half import to_half
 from meddet_yolo.trt.onnx_export import OPSET, check_converted, export_onnx
-from meddet_yolo.trt.original import as_pair, check_target, default_target, name_of, sample_images
+from meddet_yolo.trt.original import STAGES, as_pair, check_target, default_target, name_of, sample_images
 from meddet_yolo.trt.quantize import quantize_onnx
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ def build_engine(
         size = _size(graph, imgsz if from_onnx else None)
         profile = _profile(graph, size, batch, min_batch, min_imgsz, max_imgsz)
         typed, parity = _typed(graph, whole, wanted, given, calibration, size, Path(folder))
+        STAGES.info("building the engine with %s, which can take minutes", backend.title)
         compiled = compile_plan(typed, backend, wanted, profile=profile, expected=_expected(typed, wanted))
         metadata = _metadata(graph, backend, wanted, compiled, profile, parity, whole, typed, batch)
         if keep_onnx or strip:

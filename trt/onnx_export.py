@@ -23,6 +23,7 @@ from meddet_yolo.trt.graph import input_shape, load_onnx, require
 from meddet_yolo.trt.half import to_half
 from meddet_yolo.trt.original import (
     GATE_IMAGES,
+    STAGES,
     Exported,
     channels_of,
     check_heads,
@@ -116,6 +117,7 @@ def export_onnx(
     pictures = comparison_images(images, size, channels_of(network), precision)
     arguments = {**(options or {}), "nms": nms_argument(end2end, nms), "imgsz": list(size), "batch": batch}
     with tempfile.TemporaryDirectory(prefix="meddet-onnx-") as folder:
+        STAGES.info("writing the graph of %s at %d x %d", name_of(network), *size)
         exported = ultralytics_export(network, Path(folder), "onnx", {**arguments, "dynamic": dynamic, "opset": opset})
         if for_cpu and precision == "fp32":
             graph = load_onnx(exported.path)
@@ -124,6 +126,7 @@ def export_onnx(
         reference = reference_predictor(network, exported, end2end)
         most = int(exported.args.max_det) if end2end else 0
         checked = partial(_gate, reference, exported.path, pictures, batch, dynamic, network, most)
+        STAGES.info("comparing it with PyTorch")
         try:
             parity = checked(TOLERANCES["fp32"])
         except ParityError:
@@ -135,6 +138,7 @@ def export_onnx(
         facts: dict[str, Any] = {"fp32": parity.as_dict()}
         if precision != "fp32":
             whole = exported.path
+            STAGES.info("bringing it to %s, then comparing again", precision)
             converted = (
                 to_half(graph)
                 if precision == "fp16"

@@ -22,6 +22,7 @@ from meddet_yolo.trt.graph import require
 from meddet_yolo.trt.openvino_graph import rewrite_file
 from meddet_yolo.trt.original import (
     GATE_IMAGES,
+    STAGES,
     channels_of,
     check_heads,
     comparison_images,
@@ -102,6 +103,7 @@ def export_openvino(
     target = Path(out) if out is not None else default_target(name_of(network), "_openvino_model", precision, "fp32")
     _check_folder(target)
     with tempfile.TemporaryDirectory(prefix="meddet-openvino-") as folder:
+        STAGES.info("writing the model of %s at %d x %d", name_of(network), *size)
         exported = ultralytics_export(network, Path(folder), "openvino", arguments)
         xml = next(exported.path.glob("*.xml"))
         rewrite_file(xml, precision == "fp16")
@@ -109,6 +111,7 @@ def export_openvino(
         gates = {precision: "f32"} if precision != "bf16" else {"fp32": "f32", "bf16": "bf16"}
         facts: dict[str, Any] = {"precision": precision, "parity": {}, "openvino": openvino.__version__}
         for kind, hint in gates.items():
+            STAGES.info("comparing it with PyTorch, computed in %s", hint)
             found = batched(_predictor(xml, hint), None if dynamic else batch)
             what = "PyTorch and OpenVINO" if hint == "f32" else f"PyTorch and OpenVINO in {hint}"
             parity = check_parity(reference, found, np.stack(pictures[:GATE_IMAGES]), TOLERANCES[kind], what)

@@ -42,6 +42,7 @@ GATE_IMAGES = 4
 
 Array = npt.NDArray[np.float32]
 LOGGER = logging.getLogger("meddet_yolo.trt")
+STAGES = LOGGER.getChild("stages")  # what is under way, for who waits
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,7 @@ def _make(
 ) -> list[Candidate]:
     """Make a candidate, or note why there is none."""
     started = time.perf_counter()
+    LOGGER.info(f"{source.name} {backend} {precision} {size}px b{batch}: making it ready")
     try:
         candidate = workshop.make(source, backend, precision, size, batch)
     except Skipped as why:
@@ -254,7 +255,7 @@ def time_candidates(
 ) -> dict[str, Measurement]:
     """Time candidates in turn on the same images; measurements by the candidates' names."""
     calls = {c.name: _timed_call(c.runner, images) for c in candidates if c.runner is not None}
-    LOGGER.info(f"timing {len(calls)} candidates in turn")
+    LOGGER.info(f"timing {len(calls)} candidates in turn, {seconds:g} s each at most")
     cv2_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # its threads spin on after a call and would disturb the network's
     try:

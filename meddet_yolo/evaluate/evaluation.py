@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ultralytics.utils import LOGGER
+
 from meddet_yolo.console import as_list
 from meddet_yolo.evaluate.detection_files import SUFFIXES, read_detections
 from meddet_yolo.evaluate.detections import Found, TruthSet, align
@@ -160,7 +162,10 @@ def evaluate(
     judged: list[Judged] = []
     results: list[ModelResult] = []
     notes = list(truth.notes)
-    for name, source in zip(short_names(sources), sources, strict=True):
+    for number, (name, source) in enumerate(zip(short_names(sources), sources, strict=True), start=1):
+        LOGGER.info(
+            f"[{number}/{len(sources)}] {name}: boxes in {len(truth)} images, then {rounds} resamples of the scores"
+        )
         found, cached = _detections(source, data, split, truth, folder, options, first_class)
         pool = Pool(found, truth.images)
 
@@ -198,6 +203,7 @@ def evaluate(
 
     headline = tuple(key for m in chosen_measures for key in measure_class(m).headline)
     unmet = [text for check in requirements if (text := _unmet(check, results[0]))]
+    LOGGER.info(f"comparisons, subgroups and the page in {folder}")
     result = Evaluation(
         data=truth.source,
         names=truth.names,

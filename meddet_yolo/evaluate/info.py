@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,7 +195,9 @@ def info(model: str | Sequence[str] | None = None, imgsz: int | Sequence[int] = 
         raise ValueError("model= names no model")
     header = ("model", "parameters", "multiply-adds", "with norms etc.", "GFLOPs", "paper at 512 px")
     rows: list[tuple[str, ...]] = [header]
-    for name in names:
+    for number, name in enumerate(names, start=1):
+        if len(names) > 1:
+            print(f"[{number}/{len(names)}] measuring {name}", file=sys.stderr, flush=True)
         size = measure_size(build_model(name, nc), imgsz)
         paper = PAPER.get(Path(name).name.removesuffix(".yaml").removesuffix(".yml"))
         rows.append(

@@ -93,15 +93,17 @@ def _loud() -> Iterator[None]:
     """Show the builder's messages as Ultralytics shows its own."""
     from ultralytics.utils import LOGGER
 
-    ours = logging.getLogger("meddet_yolo.trt")
+    ours, stages = (logging.getLogger(name) for name in ("meddet_yolo.trt", "meddet_yolo.trt.stages"))
     handlers, level, propagate = ours.handlers[:], ours.level, ours.propagate
     ours.handlers, ours.propagate = LOGGER.handlers[:], False
     ours.setLevel(logging.WARNING)
+    stages.setLevel(logging.INFO)
     try:
         yield
     finally:
         ours.handlers, ours.propagate = handlers, propagate
         ours.setLevel(level)
+        stages.setLevel(logging.NOTSET)
 
 
 def _report(path: Path, form: Format) -> None:

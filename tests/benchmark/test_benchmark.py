@@ -234,13 +234,16 @@ def test_wrong_use_is_one_line(capsys, monkeypatch, tmp_path, options, message):
     assert message in line
 
 
-def test_the_command_prints_the_report(capsys, monkeypatch, tmp_path):
+def test_the_command_prints_the_report(capsys, monkeypatch, tmp_path, messages):
     monkeypatch.chdir(tmp_path)
     options = [f"{key}={value}" for key, value in QUICK.items()]
     assert cli.main(["benchmark", "model=[meddet-n.yaml,yolo26n.yaml]", "backends=[pytorch]", *options]) == 0
     out = capsys.readouterr().out
     assert "| meddet-n | pytorch | fp32 | 64 | 1 | 2.60 |" in out and "| yolo26n |" in out
     assert "results: runs/benchmark" in out
+    assert [line for line in messages if "making it ready" in line] == [
+        f"{name} pytorch fp32 64px b1: making it ready" for name in ("meddet-n", "yolo26n")
+    ]
 
 
 # sessions -------------------------------------------------------------------------------------------------------------

@@ -102,6 +102,12 @@ def test_what_is_written_holds_every_score(data):
     assert "FROC" in str(result) and str(out) in str(result)
 
 
+def test_every_model_is_told_before_it_is_judged(data, messages):
+    files = [_detections(data, name, 0.2) for name in "ab"]
+    evaluate(files, data, out=data.parent / "out", rounds=20)
+    assert [line[:8] for line in messages if line.startswith("[")] == ["[1/2] a:", "[2/2] b:"]
+
+
 def test_models_are_compared_with_the_first(data):
     files = [_detections(data, "good", 0.5), _detections(data, "bad", 4, 0.6), _detections(data, "same", 0.5)]
     result = evaluate(files, data, out=data.parent / "out", rounds=300)

@@ -110,5 +110,7 @@ def test_a_checkpoint_has_its_own_classes(tmp_path: Path) -> None:
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info", "model=gfl-shufflenetv2.yaml", "imgsz=[64,96]", "nc=2"]) == 0
     assert "64x96" in capsys.readouterr().out
+    assert cli.main(["info", "model=meddet-n.yaml,yolo11n.yaml", "imgsz=64"]) == 0
+    assert capsys.readouterr().err.splitlines() == ["[1/2] measuring meddet-n.yaml", "[2/2] measuring yolo11n.yaml"]
     assert cli.main(["info", "model=gfl-nothing.yaml"]) == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -220,6 +220,12 @@ def test_onnx_predicts_as_the_checkpoint(checkpoint, tiny_data):
     np.testing.assert_allclose(ours.boxes.conf, theirs.boxes.conf, atol=1e-4)
 
 
+def test_stages_are_told_as_they_begin(checkpoint, messages):
+    MedDet(str(checkpoint)).export(format="onnx", imgsz=64)
+    begins = ["writing the graph of", "comparing it with PyTorch", "parity fp32"]
+    assert [b for line in messages for b in begins if line.startswith(b)] == begins
+
+
 def test_the_command_builds_an_engine(checkpoint, tiny_data, capsys):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     command = f"export model={checkpoint} format=engine runtime=rtx precision=fp32 imgsz=64 compute_capability=8.6,8.9"
