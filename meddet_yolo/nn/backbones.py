@@ -23,6 +23,7 @@ from torchvision.models import efficientnet, mobilenetv2, resnet, shufflenetv2
 from ultralytics.utils import LOGGER
 
 from meddet_yolo.console import may_fetch
+from meddet_yolo.nn.nmode.layers import NmODE2Activation
 from meddet_yolo.nn.shufflenet import ShuffleNet
 
 __all__ = ["BACKBONES", "Backbone"]
@@ -98,6 +99,8 @@ class Backbone(nn.Module):
         frozen_bn: True: batch statistics never change in training; False: they do; "auto": they do not if there are
             ImageNet weights. The normalisations' weight and bias are learnt in either case. The choice is part of the
             state dict, so that a checkpoint goes on as it was trained.
+        nmode: Put nmODE², standardised and without parameters, behind each map (the MedDet paper tries it there, too;
+            how is our own decision).
 
     Attributes:
         channels: Channels of the three maps.
@@ -112,7 +115,13 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, name: str, in_channels: int = 3, *, pretrained: bool = True, frozen_bn: bool | str = "auto"
+        self,
+        name: str,
+        in_channels: int = 3,
+        *,
+        pretrained: bool = True,
+        frozen_bn: bool | str = "auto",
+        nmode: bool = False,
     ) -> None:
         super().__init__()
         if name not in _NETWORKS:
@@ -137,6 +146,8 @@ class Backbone(nn.Module):
         mean, std = (torch.tensor(v if in_channels == 3 else [sum(v) / 3] * in_channels) for v in (_MEAN, _STD))
         self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", std.view(1, -1, 1, 1), persistent=False)
+        if nmode:
+            self.nmode = NmODE2Activation(standardise=True)
         self.channels = self._probe(in_channels)
 
     def _widen(self, in_channels: int) -> None:
@@ -171,7 +182,7 @@ class Backbone(nn.Module):
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
-        return maps
+        return [self.nmode(x) for x in maps] if hasattr(self, "nmode") else maps
 
     def train(self, mode: bool = True) -> Backbone:
         """Set the training mode; frozen batch statistics stay as they are."""

@@ -218,7 +218,7 @@ LAYERS: dict[str, _Layer] = {
         "nn.Identity",
         "[name, {options}]",
         _backbone,
-        lambda: frozenset({"pretrained", "frozen_bn"}),
+        lambda: frozenset({"pretrained", "frozen_bn", "nmode"}),
         keeps_arguments=False,
     ),
     "FPN": _Layer(
@@ -226,7 +226,7 @@ LAYERS: dict[str, _Layer] = {
         "nn.Identity",
         "[channels, {options}]",
         _fpn,
-        lambda: frozenset({"levels"}),
+        lambda: frozenset({"levels", "nmode"}),
         keeps_arguments=False,
     ),
     "GFLDetect": _Layer(

@@ -215,3 +215,22 @@ def test_a_unit_mixes_its_groups() -> None:
     (unit.expand(unit.depthwise(shuffle(unit.compress(x))))[0, 0].sum()).backward()
     touched = x.grad.abs().sum((0, 2, 3)).view(3, 80).sum(1)
     assert (touched > 0).all()
+
+
+def test_nmode_stands_behind_the_maps_where_it_is_asked_for() -> None:
+    from meddet_yolo.nn.gfl import FPN
+    from meddet_yolo.nn.nmode import NmODE2Activation
+
+    act, images = NmODE2Activation(standardise=True), torch.rand(1, 3, 64, 64)
+    for build in (
+        lambda nmode: Backbone("shufflenetv2", pretrained=False, nmode=nmode),
+        lambda nmode: FPN([8, 16], nmode=nmode),
+    ):
+        torch.manual_seed(0)
+        plain = build(False).eval()
+        torch.manual_seed(0)
+        placed = build(True).eval()
+        given = images if isinstance(plain, Backbone) else [torch.rand(1, 8, 8, 8), torch.rand(1, 16, 4, 4)]
+        for before, after in zip(plain(given), placed(given), strict=True):
+            torch.testing.assert_close(act(before), after)
+        assert placed.state_dict().keys() == plain.state_dict().keys()

@@ -38,6 +38,7 @@ class FPN(nn.Module):
         in_channels: Channels of the backbone's maps, fine to coarse.
         channels: Channels of every level.
         levels: Number of levels; those beyond the backbone's are 3x3 convolutions of stride 2 on the level before.
+        nmode: Put nmODE², standardised and without parameters, behind each level, as in `Backbone`.
 
     Raises:
         ValueError: If there is no map, or there are fewer levels than maps.
@@ -49,7 +50,7 @@ class FPN(nn.Module):
         [(1, 64, 1, 1), (1, 64, 1, 1)]
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int = 256, levels: int = 5) -> None:
+    def __init__(self, in_channels: Sequence[int], channels: int = 256, levels: int = 5, nmode: bool = False) -> None:
         super().__init__()
         if not in_channels or levels < len(in_channels):
             raise ValueError(
@@ -61,6 +62,8 @@ class FPN(nn.Module):
         self.extra = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(levels - len(in_channels))
         )
+        if nmode:
+            self.nmode = NmODE2Activation(standardise=True)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
@@ -74,7 +77,7 @@ class FPN(nn.Module):
         levels = [output(x) for output, x in zip(self.output, merged, strict=True)]
         for extra in self.extra:
             levels.append(extra(levels[-1]))
-        return levels
+        return [self.nmode(level) for level in levels] if hasattr(self, "nmode") else levels
 
 
 class ConvGN(nn.Module):
