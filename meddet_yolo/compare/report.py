@@ -142,9 +142,11 @@ def _remarks(comparison: Comparison) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value for JSON, which has no NaN."""
+    """Return a value for JSON, which has neither NaN nor paths."""
     if isinstance(value, Mapping):
         return {str(key): _plain(v) for key, v in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

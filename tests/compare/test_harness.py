@@ -175,3 +175,9 @@ def test_wrong_arguments_are_refused_before_anything_is_written(arguments, tmp_p
         compare(out=tmp_path / "out", **{**arguments, **changed})
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_paths_may_be_given_as_paths(arguments, tmp_path):
+    arguments.update(data=Path(arguments["data"]), methods=["none"], teachers=[], seeds=1)
+    compare(out=tmp_path / "out", **arguments)
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["settings"]["data"] == str(arguments["data"])
