@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from meddet_yolo.commands import MODES, OWN_COMMANDS, keys_of, own_keys, renamed_keys
+from meddet_yolo.commands import MODES, OWN_COMMANDS, SUBJECTS, keys_of, own_keys, renamed_keys
 from meddet_yolo.console import as_list, describe, read_keys
 from meddet_yolo.signatures import REQUIRED as NEEDED
 
@@ -130,10 +130,10 @@ def check_own(command: str, words: Sequence[str], keys: Collection[str] | None) 
         keys: The keys; None where they are not known yet.
 
     Raises:
-        UsageError: If a key is unknown or missing, or there are words.
+        UsageError: If a key is unknown or missing, or there are words that the command has no use for.
     """
-    if words:
-        raise UsageError(f"{words[0]!r} is not understood: `meddet {command}` takes key=value only")
+    if len(words) > (command in SUBJECTS):
+        raise UsageError(f"{words[-1]!r} is not understood: `meddet {command}` takes key=value only")
     if keys is None:
         return
     valid = keys_of(command)

@@ -32,7 +32,7 @@ from meddet_yolo.arguments import (
     read_simply,
     take_trust,
 )
-from meddet_yolo.commands import MODES, OWN_COMMANDS, keys_of
+from meddet_yolo.commands import MODES, OWN_COMMANDS, SUBJECTS, keys_of
 from meddet_yolo.console import as_list, describe, fetch_only_what_is_asked_for
 from meddet_yolo.help import HELP, help_of
 from meddet_yolo.registry.options import check_numbers
@@ -352,6 +352,8 @@ def _run_own(command: str, args: list[str]) -> None:
     """Run a command of ours and print what its function returns."""
     words, options = parse(args)
     check_own(command, words, options)
+    if words:
+        options = {SUBJECTS[command]: words[0], **options}
     check_numbers(options)
     module, function = OWN_COMMANDS[command].split(":")
     result = getattr(import_module(module), function)(**options)

@@ -17,6 +17,7 @@ from meddet_yolo.signatures import Parameter, find_file, read_constant, read_sig
 __all__ = [
     "MODES",
     "OWN_COMMANDS",
+    "SUBJECTS",
     "Group",
     "Key",
     "groups_of",
@@ -39,8 +40,11 @@ OWN_COMMANDS = {
     "evaluate": "meddet_yolo.evaluate.evaluation:evaluate_command",
     "phantom": "meddet_yolo.phantom:generate_phantom",
     "quickstart": "meddet_yolo.quickstart:quickstart",
+    "reproduce": "meddet_yolo.compare:reproduce",
     "slices": "meddet_yolo.imaging.pictures:write_pictures",
 }
+SUBJECTS = {"reproduce": "what"}  # the key that a word behind a command stands for: `meddet reproduce paper`
+_PASSES_ON = {"reproduce": "compare"}  # to which command the keys go that are none of its own; `train` otherwise
 # Where what each mode takes beside Ultralytics' keys stands; the first of each group also has its title.
 _METHODS = "meddet_yolo.distill.method:METHODS"
 _MODE_PARTS = {
@@ -126,7 +130,7 @@ def keys_of(command: str) -> dict[str, Key]:
     if command in OWN_COMMANDS:
         own = {key.name: key for group in groups_of(command) for key in group.keys}
         more = read_signature(OWN_COMMANDS[command]).takes_more
-        return {**keys_of("train"), **own} if more else own
+        return {**keys_of(_PASSES_ON.get(command, "train")), **own} if more else own
     stock = {key.name: key for group in _stock_groups() for key in group.keys}
     return {**{name: Key(name, ours=False) for name in _UNLISTED}, **stock, **own_keys(command)}
 

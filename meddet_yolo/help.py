@@ -28,6 +28,7 @@ meddet: distil several YOLO detectors into one small one, inside Ultralytics
   meddet benchmark model=[a.pt,b.engine] data=d.yaml imgsz=512 backends=[pytorch,onnxruntime,tensorrt]
 
   meddet compare data=d.yaml student=meddet11-n.yaml methods=[none,meddet] teachers=[a.pt] seeds=3 folds=4     intervals
+  meddet reproduce paper preset=smoke|cpu|gpu [data=d.yaml] [tables=fusion]      the paper's tables, its figures beside
 
   meddet evaluate model=[a.pt,b.engine,c.json] data=d.yaml split=test [require=sensitivity@1fp>=0.85]
 

@@ -49,6 +49,11 @@ def test_former_keys_of_ultralytics_are_known(key):
     assert key not in _handle_deprecation({key: True})  # one that it still translates
 
 
+def test_a_reproduction_takes_the_keys_of_a_comparison():
+    keys = commands.keys_of("reproduce")
+    assert {"what", "jobs", "folds", "epochs"} <= keys.keys()
+
+
 def test_a_comparison_takes_the_keys_of_its_trainings():
     keys = commands.keys_of("compare")
     assert {"folds", "epochs", "dist_weight"} <= keys.keys()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from meddet_yolo.compare.scores import SCORES, Comparison, Row
 from meddet_yolo.plotting import PALETTE, legend_entry, panels
 
-__all__ = ["plot_bubbles", "plot_differences"]
+__all__ = ["plot_bubbles", "plot_differences", "plot_sizes"]
 
 
 def plot_differences(comparison: Comparison, path: Path) -> Path | None:
@@ -70,6 +70,32 @@ def plot_bubbles(comparison: Comparison, path: Path) -> Path | None:
     axis.legend(handles=entries, fontsize=7, loc="best", frameon=True, framealpha=0.8)
     axis.set_xlabel("images per second, one at a time")
     axis.set_ylabel(f"{SCORES[0]}, 95 % interval over patients")
+    figure.savefig(path)
+    return path
+
+
+def plot_sizes(points: Sequence[tuple[str, Mapping[str, Any], float]], path: Path) -> Path:
+    """Draw speed against parameters, the area of a bubble being the operations; the legend tells the mean precision.
+
+    Args:
+        points: Of each model its name, its row of a comparison's JSON, and its multiply-adds in 10^9.
+        path: The picture to write.
+    """
+    figure, (axis, *_) = panels(1, 6.6)
+    largest = max(operations for *_, operations in points)
+    entries = []
+    for i, (label, row, operations) in enumerate(sorted(points, key=lambda point: -point[2])):
+        colour = PALETTE[i % len(PALETTE)]
+        x, y = row["parameters"] / 1e6, 1000 / row["milliseconds_per_image"]
+        axis.scatter(x, y, s=max(2000 * operations / largest, 25), color=colour, alpha=0.5, edgecolor="black")
+        score = row["scores"].get(SCORES[0], {}).get("value")
+        known = "" if score is None else f", {SCORES[0]} {score:.3f}"
+        axis.annotate(str(i + 1), (x, y), ha="center", va="center", fontsize=8)  # there are more than colours
+        entries.append(legend_entry(f"{i + 1} {label}, {operations:.1f} G multiply-adds{known}", color=colour))
+    axis.margins(x=0.2, y=0.2)
+    axis.legend(handles=entries, fontsize=7, loc="best", frameon=True, framealpha=0.8)
+    axis.set_xlabel("parameters, millions")
+    axis.set_ylabel("images per second, one at a time")
     figure.savefig(path)
     return path
 

@@ -27,6 +27,7 @@ NOT_RUN = {
     r"^meddet (export|evaluate|predict) .*(format=engine|best\.engine)": "TensorRT or a GPU: tests of the engines",
     r"build_engine\(": "TensorRT or a GPU: tests of the engines",
     r"^meddet compare data=d\.yaml student=meddet11-p\.yaml": "trains 40 models: tests of it run small ones",
+    r"^meddet reproduce paper": "trains 20 models: its own test trains some of them",
     r"^python benchmarks/": "ten minutes to hours",
 }
 # Names that a Python example takes from the text around it.
