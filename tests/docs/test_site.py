@@ -60,6 +60,23 @@ def test_links_out_of_the_docs_are_rewritten_for_the_site(hooks):
     )
 
 
+def test_notebook_becomes_a_page_with_its_outputs(hooks):
+    class Page:
+        class file:
+            src_uri = "tutorial.md"
+
+    shown = [{"output_type": "stream", "text": ["a\n", "b\n"]}, {"data": {"image/png": "AAEC", "text/plain": "<...>"}}]
+    cells = [
+        {"cell_type": "markdown", "source": "# T"},
+        {"cell_type": "code", "source": ["x\n", "y"], "outputs": shown},
+    ]
+    page, pictures = hooks.notebook_page({"cells": cells})
+    assert page.startswith("# T\n\n```python\nx\ny\n```\n\n```text\na\nb\n```\n\n![")
+    assert pictures == {"images/notebook-1.png": bytes([0, 1, 2])}
+    link = hooks.on_page_markdown("[n](tutorial.ipynb)", page=Page, config=None, files=None)
+    assert link == "[n](notebook.md)"
+
+
 def test_every_recorded_result_is_on_the_page_of_results(hooks):
     class Page:
         class file:
@@ -73,9 +90,16 @@ def test_every_recorded_result_is_on_the_page_of_results(hooks):
 @pytest.mark.slow
 def test_site_is_whole_and_uses_no_network(site):
     pages = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
-    assert {"index.html", "tutorial.html", "reference/distill.html", "repository/CHANGELOG.html"} <= pages
+    assert {
+        "index.html",
+        "tutorial.html",
+        "notebook.html",
+        "reference/distill.html",
+        "repository/CHANGELOG.html",
+    } <= pages
     assert "repository/benchmarks/results/spider_distillation.html" in pages
     assert not list(site.rglob("site_hooks.py"))
+    assert (site / "tutorial.ipynb").is_file() and (site / "images" / "notebook-1.jpeg").is_file()
     tags = re.compile(r"<(?:script|img|iframe|link[^>]*rel=[\"']?(?:stylesheet|preconnect|icon))[^>]*>")
     for path in site.rglob("*.html"):
         found = tags.findall(path.read_text(encoding="utf-8"))
