@@ -50,6 +50,9 @@ def fill(folder: Path, checkpoints: Sequence[Path]) -> None:
     for file in pictures[:2]:
         shutil.copy(file, folder / "images")
     shutil.copy(pictures[0], folder / "image.png")
+    (folder / "more").mkdir()
+    for file in pictures[:4]:
+        cv2.imwrite(str(folder / "more" / file.name), cv2.flip(cv2.imread(str(file)), 0))
     training = {"epochs": 1, "imgsz": 64, "batch": 4}
     (folder / "plan.yaml").write_text(yaml.safe_dump({**PLAN, **training}), encoding="utf-8")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE), encoding="utf-8")

@@ -29,6 +29,7 @@ class GlooTrainer(DistillTrainer):
     """The trainer in two CPU processes: only the process group differs from a run on several GPUs."""
 
     disc_steps = 0
+    unlabelled_seen: list[str] = []  # of the first batch
 
     def _setup_ddp(self) -> None:
         dist.init_process_group("gloo", rank=RANK, world_size=self.world_size)
@@ -36,6 +37,13 @@ class GlooTrainer(DistillTrainer):
     def _do_train(self) -> None:
         self.world_size = 2
         super()._do_train()
+
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Note which images without labels a process sees first."""
+        labelled = len(batch["img"])
+        batch = super().preprocess_batch(batch)
+        self.unlabelled_seen = self.unlabelled_seen or list(batch["im_file"][labelled:])
+        return batch
 
     def optimizer_step(self) -> None:
         """Let the discriminator's loss in the first step be NaN in one of the processes."""
@@ -102,6 +110,7 @@ def main() -> None:
         "restored": restored,
         "losses": losses,
         "disc_steps": trainer.disc_steps,
+        "unlabelled_seen": trainer.unlabelled_seen,
     }
     (out / f"rank{RANK}.json").write_text(json.dumps(report))
     dist.destroy_process_group()

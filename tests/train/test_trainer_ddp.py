@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import torch
 
@@ -60,6 +61,19 @@ def test_two_processes_distil_and_stay_equal(tmp_path: Path, tiny_data: Path, ti
         assert all(step["dist_loss"] > 0 and step["adv_loss"] > 0 for step in losses[1:])
     assert first["disc_steps"] == second["disc_steps"] > 1  # one of them with a loss that is NaN in one process
     assert (tmp_path / "run" / "weights" / "last.pt").exists()
+
+
+@pytest.mark.slow("trains, in processes")
+def test_two_processes_share_images_without_labels(tmp_path: Path, tiny_data: Path, tiny_teachers: list[Path]) -> None:
+    (tmp_path / "more").mkdir()
+    for file in (tiny_data.parent / "images" / "train").iterdir():
+        cv2.imwrite(str(tmp_path / "more" / file.name), cv2.flip(cv2.imread(str(file)), 0))
+    settings = ddp_settings(tmp_path, tiny_data, tiny_teachers) | {"unlabelled": str(tmp_path / "more")}
+    first, second = train_in_two_processes(settings, tmp_path)
+    for part in PARTS:
+        assert first[part] == second[part], f"the {part}'s parameters differ between ranks"
+    seen = [set(report["unlabelled_seen"]) for report in (first, second)]
+    assert len(seen[0]) == len(seen[1]) == 2 and not seen[0] & seen[1]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from meddet_yolo.data.convert.write import Planned
 from meddet_yolo.data.splits import SPLITS, LeakageError, check_leakage, natural, split_patients
 from meddet_yolo.imaging.dicom_header import is_dicom, load
 
-__all__ = ["assign_parts", "dicom_patient", "find_patients"]
+__all__ = ["assign_parts", "dicom_patient", "find_patients", "set_labels_aside"]
 
 _BIDS = re.compile(r"(?:^|/)sub-([A-Za-z0-9]+)(?=[/_])")
 
@@ -118,15 +118,60 @@ def assign_parts(
     return leaks
 
 
+def set_labels_aside(planned: Sequence[Planned], labelled: float, seed: int) -> str:
+    """Leave labels to a share of the training patients, and mark the images of the others.
+
+    Args:
+        planned: The images, split already.
+        labelled: The share, in (0, 1).
+        seed: Seed of the choice, which spreads images and boxes evenly as that of a split does.
+
+    Returns:
+        What was done, in a line.
+
+    Raises:
+        ValueError: If patients are not known, or too few.
+    """
+    train = [p for p in planned if p.split == "train"]
+    if not all(p.patient for p in train):
+        raise ValueError(f"labelled={labelled:g} is a share of the patients, and they are not known: add patient=")
+    parts = _assign(train, {"labelled": labelled}, "unlabelled", seed)
+    for p in train:
+        p.unlabelled = parts[str(p.item.patient)] == "unlabelled"
+    kept = [p for p in train if not p.unlabelled]
+    patients, images = len({p.patient for p in kept}), len(kept)
+    return (
+        f"labels set aside: {patients} of {len({p.patient for p in train})} training patients keep theirs ({images} of "
+        f"{len(train)} images); the other images are listed in unlabelled.txt"
+    )
+
+
 def _split_anew(planned: Sequence[Planned], held_back: Mapping[str, float], seed: int) -> None:
+    """Assign the images to parts by patient.
+
+    Args:
+        planned: The images.
+        held_back: For each part but training the share of the patients, or their number; the others are for training.
+        seed: Seed of the split.
+    """
+    parts = _assign(planned, held_back, "train", seed)
+    for p in planned:
+        p.split = parts[str(p.item.patient)]
+
+
+def _assign(planned: Sequence[Planned], wanted: Mapping[str, float], others: str, seed: int) -> dict[str, str]:
     """Assign the images' patients to parts that are alike in images, empty images and boxes of each class.
 
     Patients who share an image, pixel by pixel, are taken for one.
 
     Args:
         planned: The images.
-        held_back: For each part but training the share of the patients, or their number; the others are for training.
-        seed: Seed of the split.
+        wanted: For each part but one the share of the patients, or their number.
+        others: The part of those who are left.
+        seed: Seed of the choice.
+
+    Returns:
+        The part of each patient.
     """
     together = _who_belongs_together(planned)
     counts: dict[str, Counter[Any]] = {}
@@ -137,21 +182,20 @@ def _split_anew(planned: Sequence[Planned], held_back: Mapping[str, float], seed
         count.update(row[0] for row in p.rows)
     keys = sorted({key for count in counts.values() for key in count}, key=str)
     table = {patient: [count[key] for key in keys] for patient, count in counts.items()}
-    shares = {part: value / len(table) if value >= 1 else value for part, value in held_back.items()}
+    shares = {part: value / len(table) if value >= 1 else value for part, value in wanted.items()}
     rest = 1 - sum(shares.values())
     if rest <= 0:
-        wanted = " and ".join(f"{part}={value:g}" for part, value in held_back.items())
-        raise ValueError(f"{wanted} leave none of {len(table)} patients for training")
+        given = " and ".join(f"{part}={value:g}" for part, value in wanted.items())
+        raise ValueError(f"{given} leave none of {len(table)} patients for training")
     try:
-        parts = split_patients(table, {"train": rest, **shares}, seed=seed)
+        parts = split_patients(table, {others: rest, **shares}, seed=seed)
     except ValueError as error:
         if len(table) == len(together):
             raise
         raise ValueError(
             f"{error} ({len(together)} patients, of whom those who share an image count as one)"
         ) from error
-    for p in planned:
-        p.split = parts[together[str(p.item.patient)]]
+    return {patient: parts[one] for patient, one in together.items()}
 
 
 def _who_belongs_together(planned: Sequence[Planned]) -> dict[str, str]:

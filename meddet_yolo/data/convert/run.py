@@ -15,7 +15,7 @@ from typing import Any
 from meddet_yolo.data.audit import Audit, Entry, audit
 from meddet_yolo.data.convert.contact_sheet import write_contact_sheet
 from meddet_yolo.data.convert.formats import read_source
-from meddet_yolo.data.convert.patients import assign_parts, find_patients
+from meddet_yolo.data.convert.patients import assign_parts, find_patients, set_labels_aside
 from meddet_yolo.data.convert.pixels import Picture, read_picture
 from meddet_yolo.data.convert.records import Collection, Item
 from meddet_yolo.data.convert.write import LOCK, Planned, earlier_files, write_data_set
@@ -65,6 +65,7 @@ def convert(
     val: float = 0.2,
     test: float = 0.0,
     seed: int = 0,
+    labelled: float = 1.0,
     classes: Any = None,
     label: str | None = None,
     min_area: int = 4,
@@ -91,7 +92,9 @@ def convert(
         split: `given` keeps the parts that the source has, `new` makes them; `auto` keeps them where it has them.
         val: Patients for validation: a share in (0, 1), or their number.
         test: Patients for the test part: a share in [0, 1), or their number.
-        seed: Seed of a new split.
+        seed: Seed of a new split, and of the choice that `labelled` makes.
+        labelled: Share of the training patients who keep their labels, in (0, 1]. The images of the others are listed
+            under `unlabelled` in the YAML, for `train`'s key of that name; their labels lie where they would, unlisted.
         classes: Class names in the wanted order; boxes of others are left out. For masks, `{1: herniation, 2: normal}`
             or a list of the names of the labels 1, 2, ...
         label: Column of the class in a CSV.
@@ -116,6 +119,7 @@ def convert(
         >>> print(convert("dataset/data.yaml", check=True))  # doctest: +SKIP
     """
     _check_arguments(split, val, test, seed, min_area)
+    labelled = _share(labelled)
     if out is None and not check:
         raise ValueError("out= is missing: name a folder for the data set, or add check=True to only look at it")
     top, folder = Path(source).expanduser(), Path(out).expanduser() if out is not None else None
@@ -145,11 +149,14 @@ def convert(
     leak = assign_parts(
         planned, collection, "given" if check and split == "auto" else split, val, test, seed, check=check
     )
+    if labelled < 1 and not check:
+        collection.notes.append(set_labels_aside(planned, labelled, seed))
     _name(planned, entries, rename=rename)
     report = audit(entries, names, notes=collection.notes, left_out=[str(p) for p in collection.problems])
     report.leaks[:0] = leak
     data = written = picture = None
     arguments = {"format": kind, "split": split, "val": val, "test": test, "seed": seed, "rename": rename}
+    arguments |= {"labelled": labelled} if labelled < 1 else {}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         with alone(folder / LOCK, f"another process is writing to out={folder}: wait for it, or name another folder"):
@@ -190,6 +197,14 @@ def _check_arguments(split: str, val: float, test: float, seed: int, min_area: i
     for name, value, least in (("seed", seed, 0), ("min_area", min_area, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name}={value!r} is no whole number of at least {least}")
+
+
+def _share(labelled: float) -> float:
+    """Check the share of the training patients who keep their labels."""
+    number = isinstance(labelled, (int, float)) and not isinstance(labelled, bool)
+    if not number or not 0 < labelled <= 1:
+        raise ValueError(f"labelled={labelled!r}: expected a share of the training patients, above 0 and at most 1")
+    return float(labelled)
 
 
 def _keep_apart(source: Path, out: Path, check: bool) -> None:

@@ -22,6 +22,7 @@ __all__ = ["LOCK", "Planned", "earlier_files", "write_data_set"]
 LOCK = ".convert.lock"
 _MANIFEST = "convert.json"
 _MADE_BY = "meddet convert"
+_LABELLED, _UNLABELLED = "labelled.txt", "unlabelled.txt"  # of the training images, where labels are set aside
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Planned:
         patient: Pseudonym of its patient; empty where patients are not known.
         rows: Its labels: class index, then centre, width and height in fractions of the image.
         digest: Hash of its pixels.
+        unlabelled: Whether it is a training image whose labels are set aside: written, but named by no list.
     """
 
     item: Item
@@ -43,6 +45,7 @@ class Planned:
     patient: str
     rows: list[tuple[int, float, float, float, float]]
     digest: str
+    unlabelled: bool = False
 
 
 def earlier_files(out: Path) -> set[str]:
@@ -98,7 +101,9 @@ def write_data_set(
     out.mkdir(parents=True, exist_ok=True)
     data = out / "data.yaml"
     data.unlink(missing_ok=True)
+    aside = any(p.unlabelled for p in planned)
     files = {path for p in planned for path in (_image(p), _label(p))} | {PATIENTS_FILE}
+    files |= {_LABELLED, _UNLABELLED} if aside else set()
     record = {"made_by": _MADE_BY, "arguments": dict(arguments)}
     _write_json(out / _MANIFEST, {**record, "complete": False, "files": sorted(files | before)})
     for p in progress(planned):
@@ -115,13 +120,20 @@ def write_data_set(
     writer.writerow(("image", "patient", "split"))
     writer.writerows((_image(p), p.patient, p.split) for p in planned)
     write_whole(out / PATIENTS_FILE, table.getvalue())
+    if aside:
+        for name, unlabelled in ((_LABELLED, False), (_UNLABELLED, True)):
+            listed = [f"./{_image(p)}\n" for p in planned if p.split == "train" and p.unlabelled == unlabelled]
+            write_whole(out / name, "".join(listed))
     for stale in before - files:
         path = (out / stale).resolve()
         if path.is_relative_to(out.resolve()):
             path.unlink(missing_ok=True)
     _write_json(out / _MANIFEST, {**record, "complete": True, "files": sorted(files)})
     parts = [part for part in SPLITS if any(p.split == part for p in planned)]
-    lines = [f"{part}: images/{part}" for part in parts]
+    places = {part: f"images/{part}" for part in parts}
+    if aside:
+        places |= {"train": _LABELLED, "unlabelled": _UNLABELLED}
+    lines = [f"{part}: {place}" for part, place in places.items()]
     lines += ["names:", *(f"  {index}: {json.dumps(name, ensure_ascii=False)}" for index, name in enumerate(names))]
     write_whole(data, "\n".join(lines) + "\n")
     return data

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import cv2
 import pytest
+from ultralytics.cfg import get_cfg
+from ultralytics.data.utils import check_det_dataset
 
 from meddet_yolo import cli
 from meddet_yolo.data.convert import convert
+from meddet_yolo.data.dataset import build_dataset
 from meddet_yolo.data.splits import LeakageError
+from meddet_yolo.data.unlabelled import find_source, gather
 from tests.data.convert._sources import BOXES, PATIENT, coco, corners, picture, spider_like
 
 
@@ -111,3 +115,54 @@ def test_names_of_patients_are_never_shown(column, images, tmp_path):
     with pytest.raises(LeakageError) as error:
         convert(images.parent, tmp_path / "out", patient=column)
     assert ("p1 (" in str(error.value)) == (column == "patient")
+
+
+def lists(out: Path) -> dict[str, set[str]]:
+    return {name: set((out / f"{name}.txt").read_text().split()) for name in ("labelled", "unlabelled")}
+
+
+def test_labels_are_set_aside_by_patient(images, tmp_path):
+    spider_like(images.parent)
+    convert(images.parent, tmp_path / "all", val=1, seed=3)
+    result = convert(images.parent, tmp_path / "some", val=1, seed=3, labelled=0.5)
+    assert "labels set aside: 2 of 4 training patients keep theirs" in result.report.read_text()
+    parts = lists(tmp_path / "some")
+    written = {f"./images/train/{p.name}" for p in tmp_path.glob("some/images/train/*")}
+    assert parts["labelled"] | parts["unlabelled"] == written and parts["labelled"] and parts["unlabelled"]
+    patients = [{Path(line).stem.split("_")[0] for line in lines} for lines in parts.values()]
+    assert not patients[0] & patients[1] and len(patients[0]) == 2
+    with (tmp_path / "some/patients.csv").open() as ours, (tmp_path / "all/patients.csv").open() as theirs:
+        assert list(csv.reader(ours)) == list(csv.reader(theirs))  # the split is that of all labels
+    convert(images.parent, tmp_path / "again", val=1, seed=3, labelled=0.5)
+    assert lists(tmp_path / "again") == parts
+    convert(images.parent, tmp_path / "some", val=1, seed=3)  # and back
+    assert sorted(p.name for p in (tmp_path / "some").glob("*.txt")) == []
+    assert "train: images/train" in (tmp_path / "some/data.yaml").read_text()
+
+
+def test_training_reads_what_is_set_aside_without_labels(images, tmp_path):
+    spider_like(images.parent)
+    data = check_det_dataset(str(convert(images.parent, tmp_path / "d", val=1, labelled=0.25).data))
+    labelled = build_dataset(get_cfg(), data["train"], 2, data, mode="train")
+    found = gather(find_source(tmp_path / "d/data.yaml"), data)
+    assert not found.skipped and not found.labelled
+    names = [{Path(file).name for file in files} for files in (labelled.im_files, found.images)]
+    assert not names[0] & names[1]
+    assert names[0] | names[1] == {p.name for p in tmp_path.glob("d/images/train/*")}
+    assert any(len(label["cls"]) for label in labelled.labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labelled": 0}, "labelled=0: expected a share of the training patients"),
+        ({"labelled": 2}, "labelled=2: expected a share"),
+        ({"labelled": "some"}, "labelled='some': expected a share"),
+        ({"labelled": 0.5, "val": 4}, "1 patient cannot be split into"),
+    ],
+)
+def test_labels_that_cannot_be_set_aside(options, message, images, tmp_path):
+    spider_like(images.parent)
+    with pytest.raises(ValueError, match=message):
+        convert(images.parent, tmp_path / "out", **{"val": 1, **options})
+    assert not (tmp_path / "out").exists()
