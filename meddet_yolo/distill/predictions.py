@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -48,6 +48,24 @@ class Guidance:
     def confidence(self) -> Tensor:
         """The top class score at each anchor, (B, A)."""
         return self.scores.amax(1)
+
+    def most_confident(self, share: float) -> Guidance:
+        """Return the same with all scores set to 0 but those of the anchors with the highest confidence of the batch.
+
+        Args:
+            share: Share of the anchors that keep theirs, in (0, 1]; at least one does, and all that are equal to it.
+
+        Examples:
+            >>> scores = torch.tensor([[[0.1, 0.9, 0.5, 0.2]]])
+            >>> told = Guidance(scores, torch.tensor([True]), torch.zeros(1, 4, 4), None)
+            >>> told.most_confident(0.5).confidence
+            tensor([[0.0000, 0.9000, 0.5000, 0.0000]])
+        """
+        if share >= 1:
+            return self
+        confidence = self.confidence
+        least = confidence.flatten().topk(max(1, round(share * confidence.numel()))).values[-1]
+        return replace(self, scores=self.scores * (confidence >= least)[:, None])
 
     @property
     def total(self) -> Tensor:

@@ -25,6 +25,9 @@ class ResponseOptions(Options):
     Attributes:
         response_weight: Weight of the response term, at least 0, beside a detection loss of Ultralytics' own gains.
         response_threshold: Teachers' top class score above which their box teaches, in [0, 1].
+        response_top: Share of the positions of a batch, those of the highest scores, whose scores and boxes teach, in
+            (0, 1]; the others teach that nothing is there. 1 takes all as they are, 0.01 is usual for images without
+            labels.
 
     Raises:
         ValueError: A value is of the wrong type or out of range.
@@ -32,11 +35,13 @@ class ResponseOptions(Options):
 
     response_weight: float = 1.0
     response_threshold: float = 0.05
+    response_top: float = 1.0
 
     def __post_init__(self) -> None:
         """Bring every value to its type and check it."""
         self.put("response_weight", number("response_weight", self.response_weight, low=0))
         self.put("response_threshold", number("response_threshold", self.response_threshold, low=0, high=1))
+        self.put("response_top", number("response_top", self.response_top, low=0, high=1, open_low=True))
 
 
 class Response(PredictionMethod):
@@ -51,6 +56,8 @@ class Response(PredictionMethod):
     with soft labels, the divergence that of localization distillation at temperature 1 (Zheng et al., LD, CVPR
     2022), the gains those of Ultralytics; weighting by the teachers' score is our own decision. Where the student has
     no distributions, the mean error of the distances over their mean stands for the divergence (our own decision).
+    With `response_top` below 1, t is 0 at all but that share of the batch's positions with the highest w, as in Dense
+    Teacher (Zhou et al., ECCV 2022, arXiv 2207.02541), whose share is 0.01.
     Teachers without distributions, or with others, have theirs made of their distances, or rebinned.
 
     Examples:
@@ -70,6 +77,7 @@ class Response(PredictionMethod):
     def terms(self, student: DetectorOutput, guidance: Guidance, batch: Mapping[str, Any]) -> dict[str, Term]:
         """Compute the one term, `response`."""
         assert student.logits is not None and student.boxes is not None
+        guidance = guidance.most_confident(self.options.response_top)
         classes = score_errors(student.logits, guidance)[0].sum()
         loss = (classes + self._boxes(student.boxes, guidance)) / guidance.total
         return {"response": Term(loss, self.options.response_weight)}
