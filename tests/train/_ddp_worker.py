@@ -29,7 +29,7 @@ class GlooTrainer(DistillTrainer):
     """The trainer in two CPU processes: only the process group differs from a run on several GPUs."""
 
     disc_steps = 0
-    unlabelled_seen: list[str] = []  # of the first batch
+    unlabelled_seen: tuple[str, ...] = ()  # of the first batch
 
     def _setup_ddp(self) -> None:
         dist.init_process_group("gloo", rank=RANK, world_size=self.world_size)
@@ -42,7 +42,7 @@ class GlooTrainer(DistillTrainer):
         """Note which images without labels a process sees first."""
         labelled = len(batch["img"])
         batch = super().preprocess_batch(batch)
-        self.unlabelled_seen = self.unlabelled_seen or list(batch["im_file"][labelled:])
+        self.unlabelled_seen = self.unlabelled_seen or tuple(batch["im_file"][labelled:])
         return batch
 
     def optimizer_step(self) -> None:
