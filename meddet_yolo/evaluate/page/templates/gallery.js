@@ -55,7 +55,7 @@ function gallery(data, state) {
   const host = document.getElementById("gallery");
   if (!host || !data.cases) return () => {};
   host.dataset.models = Math.min(4, data.models.length);
-  const told = (t) => `TP ${t.tp} · FP ${t.fp} · FN ${t.fn}`;
+  const told = (t) => `TP\u00a0${t.tp} · FP\u00a0${t.fp} · FN\u00a0${t.fn}`;
   const items = data.cases.map((item) => {
     const picture = data.pictures[item.picture];
     const sides = element("span", { class: "sides" }), facts = element("span", { class: "told" });

@@ -131,7 +131,7 @@ function updateCounts() {
   $("counts").replaceChildren(element("thead", {}, head), element("tbody", {}, ...rows));
   $("brief").replaceChildren(...data.models.map((model, number) => {
     const at = numbers(model);
-    return element("span", {}, modelName(model, number), ": ", element("b", {}, `TP ${at.tp} · FP ${at.fp} · FN ${at.fn}`), ` · ${fixed(at.fp_per_image, 2)} FP/image`);
+    return element("span", {}, modelName(model, number), ": ", element("b", {}, `TP\u00a0${at.tp} · FP\u00a0${at.fp} · FN\u00a0${at.fn}`), ` ·\u00a0${fixed(at.fp_per_image, 2)}\u00a0FP/image`);
   }));
 }
 
