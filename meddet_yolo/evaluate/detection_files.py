@@ -103,9 +103,23 @@ def _json(path: Path) -> Any:
         raise ValueError(f"{path} is no valid JSON: {error}") from error
 
 
+def _four(box: Any, name: str) -> list[float]:
+    """Return the numbers of a box."""
+    try:
+        numbers = [float(value) for value in box]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != 4:
+        raise ValueError(f"image {name}: {box!r} is no box, expected four numbers")
+    return numbers
+
+
 def _found(name: str, rows: Sequence[_Row]) -> Found:
     boxes, classes, scores = zip(*rows, strict=True) if rows else ((), (), ())
-    return Found(name, np.array(boxes, np.float64), np.array(classes, np.int64), np.array(scores, np.float64))
+    if bad := [s for s in scores if not isinstance(s, int | float)]:
+        raise ValueError(f"image {name}: score {bad[0]!r}, expected a number in [0, 1]")
+    corners = [_four(box, name) for box in boxes]
+    return Found(name, np.array(corners, np.float64), np.array(classes, np.int64), np.array(scores, np.float64))
 
 
 def _number(name: str, names: Sequence[str]) -> int:
@@ -147,6 +161,6 @@ def _from_coco(rows: Sequence[Mapping[str, Any]], truth: TruthSet, first: int | 
     for row in rows:
         identity = row.get("file_name", row["image_id"])
         name = by_number.get(identity, str(identity)) if isinstance(identity, int) else str(identity)
-        x, y, width, height = row["bbox"]
+        x, y, width, height = _four(row["bbox"], name)
         boxes[name].append(((x, y, x + width, y + height), int(row["category_id"]) - first, row["score"]))
     return [_found(name, of) for name, of in boxes.items()]

@@ -93,6 +93,16 @@ def test_saved_detections(tmp_path):
         ([{"image_id": 1, "category_id": 5, "bbox": [0, 0, 1, 1], "score": 0.5}], "first_class=0 or 1"),
         ([{"image_id": "a", "category_id": n, "bbox": [0, 0, 1, 1], "score": 0.5} for n in (0, 5)], "has 2 classes"),
         ([{"image_id": "a", "category_id": 0, "bbox": [0, 0, 1, 1], "score": float("nan")}], "score nan"),
+        (
+            [{"image_id": "a", "category_id": 0, "bbox": [0, 0, 1], "score": 0.5}],
+            "image a: .* is no box, expected four",
+        ),
+        ([{"image_id": "a", "category_id": 0, "bbox": "wide", "score": 0.5}], "image a: 'wide' is no box"),
+        (
+            [{"image_id": "a", "category_id": 0, "bbox": [0, 0, 1, 1], "score": "high"}],
+            "image a: score 'high', expected",
+        ),
+        ([{"image": "a", "boxes": [{"class": "disc", "confidence": 1, "xyxy": [0, 1]}]}], "image a: .* is no box"),
         ([{"image": "a", "boxes": [{"class": "tumour", "confidence": 1, "xyxy": [0, 0, 1, 1]}]}], "class 'tumour'"),
     ],
 )
