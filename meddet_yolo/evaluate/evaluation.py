@@ -146,6 +146,8 @@ def evaluate(
     columns = [str(c) for c in as_list(subgroups)]
     if columns and table is None:
         raise ValueError("subgroups= names columns of a table: add table=FILE.csv")
+    if patient is not None and table is None:
+        raise ValueError(f"patient={patient} names a column of a table: add table=FILE.csv")
     owners = {} if table is None else _patient_column(table, patient)
     truth = truth_of(data, split, **owners)
     folder = Path(out) if out is not None else Path("runs") / "evaluate" / f"{Path(data).stem}-{split}"
