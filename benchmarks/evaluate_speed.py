@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     idle = megabytes()
-    lines = ["| what | wall s | processor s |", "| --- | ---: | ---: |"]
+    lines = ["| what | wall s | processor s | load of the machine |", "| --- | ---: | ---: | ---: |"]
     with tempfile.TemporaryDirectory() as temporary:
         data, files = make(Path(temporary), args.images, args.extra, args.seed)
         boxes_found, memory = 0, []
@@ -93,7 +93,8 @@ def main() -> None:
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             boxes_found = result.models[0].boxes
             memory.append(megabytes())
-            lines.append(f"| {what} | {wall:.1f} | {cpu:.1f} |")
+            load = os.getloadavg()[0]  # above the number of cores, wall times are too long
+            lines.append(f"| {what} | {wall:.1f} | {cpu:.1f} | {load:.1f} |")
             print(lines[-1], flush=True)
     head = (
         f"All measures of {args.images} images ({boxes_found} boxes found, {CLASSES} classes), {args.rounds} rounds; "

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 _MOST_GROUPS = 20
+_HEADLINE = {"areas": False, "per_class": False}  # measures' options that leave out what is no headline
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +90,15 @@ def compare_with_first(
     differences = []
     for other in judged[1:]:
         pair = (other, judged[0])
+        pools: dict[bool, Pool] = {}
         made: list[Measure] = []
         keys: list[str] = []
         for name in measures:
             if own := measure_class(name).headline:
-                made.append(_of_two(pair, truth, name, common))
+                cut = "threshold" in inspect.signature(measure_class(name)).parameters
+                if cut not in pools:
+                    pools[cut] = _of_two(pair, truth, cut)
+                made.append(make_measure(name, truth.names, {**common, "threshold": 0.0, **_HEADLINE}, pools[cut]))
                 keys += own
 
         def score(weights: np.ndarray, made: list[Measure] = made, keys: list[str] = keys) -> dict[str, float]:
@@ -111,20 +116,20 @@ def compare_with_first(
     return tuple(result)
 
 
-def _of_two(pair: tuple[Judged, Judged], truth: TruthSet, name: str, common: Mapping[str, Any]) -> Measure:
-    """Return a measure over the images of two models, one's after the other's, in which weights choose between them."""
-    takes = inspect.signature(measure_class(name)).parameters
+def _of_two(pair: tuple[Judged, Judged], truth: TruthSet, cut: bool) -> Pool:
+    """Return the images of two models, one's after the other's, for weights that choose between them.
+
+    Each model has its threshold; with `cut`, what is below it is left out beforehand.
+    """
     found: list[Found] = []
     images: list[Truth] = []
     for number, one in enumerate(pair):
         for f, t in zip(one.found, truth.images, strict=True):
-            # Each model has its threshold, so what is below it is left out beforehand.
-            kept = f.above(one.threshold) if "threshold" in takes else f
+            kept = f.above(one.threshold) if cut else f
             label = f"{number}/{t.name}"
             found.append(replace(kept, name=label))
             images.append(replace(t, name=label, patient=None if t.patient is None else f"{number}/{t.patient}"))
-    options = {**common, "threshold": 0.0, "areas": False}
-    return make_measure(name, truth.names, options, Pool(found, images))
+    return Pool(found, images)
 
 
 def judge_subgroups(
@@ -155,7 +160,7 @@ def judge_subgroups(
             for one in judged:
                 found = [f for f, kept in zip(one.found, keep, strict=True) if kept]
                 pool = Pool(found, part.images)
-                options = {**common, "threshold": one.threshold, "areas": False}
+                options = {**common, "threshold": one.threshold, **_HEADLINE}
                 made = [make_measure(m, truth.names, options, pool) for m in measures if measure_class(m).headline]
                 scores[one.name] = _headline(made, patients_of(part), how)
             patients = None if part.patients is None else len(set(part.patients))

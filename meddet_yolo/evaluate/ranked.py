@@ -90,11 +90,11 @@ class Ranking:
         Both are NaN for a list with nothing to be found.
         """
         weights = weights.astype(np.int64, copy=False)
-        there = np.diff(_sums(weights[self._truth_image])[self._truth_ends], prepend=0)
-        own = weights[self._image]
+        there = np.diff(_sums(weights.take(self._truth_image))[self._truth_ends], prepend=0)
+        own = weights.take(self._image)  # several times as fast as weights[...]
         hits = self._within(own * self._hit)
-        base = _sums(weights[self._base_image])
-        alarms = base[self._base_end] - base[self._base_start] - self._within(own * self._taken)
+        base = _sums(weights.take(self._base_image))
+        alarms = base.take(self._base_end) - base.take(self._base_start) - self._within(own * self._taken)
         precision = hits / (hits + alarms + np.spacing(1))
         # The best from each entry to its list's end; the shift keeps lists apart.
         shift = 2.0 * (self._count - self._of)
@@ -113,7 +113,7 @@ class Ranking:
     def _within(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return running sums over the entries of each list."""
         sums = _sums(values)
-        return sums[1:] - sums[self._starts][self._of]
+        return sums[1:] - sums.take(self._starts).take(self._of)
 
 
 def _join(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:

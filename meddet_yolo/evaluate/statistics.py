@@ -21,6 +21,7 @@ Weights = NDArray[np.int64]
 Scores = Callable[[Weights], Mapping[str, float]]
 
 _MOST_PARTS = 200  # for the kurtosis, which changes little with more
+_MOST_ALONE = 50  # patients looked at alone; of many, the share of those is enough
 _SAME = 1e-12  # rounding of sums in another order
 _MIN_USABLE = 0.9  # share of rounds in which a score must be defined for its interval to be given
 
@@ -365,7 +366,7 @@ class _Resamples:
 
     def decisive(self, score: Scores, names: Sequence[str]) -> dict[str, int]:
         """Return of about how many patients each score is defined for the patient alone."""
-        looked_at = np.random.default_rng([self.seed, 3]).permutation(self.count)[:_MOST_PARTS]
+        looked_at = np.random.default_rng([self.seed, 3]).permutation(self.count)[:_MOST_ALONE]
         defined = dict.fromkeys(names, 0)
         for patient in looked_at:
             values = score((self.labels == patient).astype(np.int64))

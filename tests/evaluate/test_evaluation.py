@@ -133,7 +133,8 @@ def test_a_comparison_respects_each_models_threshold(data):
                        m.threshold, None, None)
         for m in result.models
     ]  # fmt: skip
-    both = measuring._of_two((judged[0], judged[1]), truth_of(data), "operating_point", {"hit": "iou", "iou": 0.5})
+    pool = measuring._of_two((judged[0], judged[1]), truth_of(data), cut=True)
+    both = measuring.make_measure("operating_point", truth_of(data).names, {"threshold": 0.0}, pool)
     for place, model in enumerate(result.models):
         weights = np.zeros((2, IMAGES), int)
         weights[place] = 1
@@ -165,6 +166,7 @@ def test_subgroups_have_counts_and_scores_of_their_own(data):
         ({"require": "FROC>0.5"}, "require=FROC>0.5 is no requirement"),
         ({"require": "frog>=0.5"}, "there is no score frog; there are mAP50-95"),
         ({"subgroups": "scanner"}, r"add table=FILE\.csv"),
+        ({"patient": "person"}, r"patient=person names a column of a table: add table=FILE\.csv"),
         ({"threshold": 2}, "threshold=2 must lie in"),
         ({"threshold": "f2"}, "threshold=f2 is no rule"),
         ({"threshold": "f1", "choose_on": "test"}, "tells nothing: give a number"),

@@ -53,6 +53,10 @@ class AUROC(Measure):
 
     Scores: `AUROC/image` and `AUROC/patient`, and each with `/NAME` for the classes.
 
+    Args:
+        names: Class names by index.
+        per_class: Whether to give the areas of each class, too.
+
     Source: J. A. Hanley and B. J. McNeil, "The meaning and use of the area under a receiver operating characteristic
         (ROC) curve", Radiology 143(1), 1982.
 
@@ -69,8 +73,9 @@ class AUROC(Measure):
     headline = ("AUROC/image", "AUROC/patient")
     scales: ClassVar[Mapping[str, Scale]] = {"AUROC": "share"}
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], *, per_class: bool = True) -> None:
         super().__init__(names)
+        self.per_class = per_class
         self._images: list[tuple[str, _Ranking]] = []
         self._patients: list[tuple[str, _Ranking]] = []
         self._owner: NDArray[np.int64] | None = None
@@ -84,6 +89,8 @@ class AUROC(Measure):
         there[pool.truth_classes, pool.truth_image] = True
         best, there = np.vstack([best.max(0), best]), np.vstack([there.any(0), there])
         names = ("", *(f"/{name}" for name in self.names))
+        if not self.per_class:
+            names, best, there = names[:1], best[:1], there[:1]
         self._images = [(n, _Ranking.of(b, t)) for n, b, t in zip(names, best, there, strict=True)]
         patients = [image.patient for image in pool.truth_list]
         self._owner, self._patients = None, []

@@ -97,7 +97,7 @@ class Calibration(Measure):
 
     def score(self, weights: NDArray[Any]) -> dict[str, float]:
         """Return the errors."""
-        times = weights[self._image].astype(float)
+        times = weights.take(self._image).astype(float)
         total = times.sum()
         if not total:
             names = (*self._cells, "confidence_gap") if self._cells else ()

@@ -33,18 +33,18 @@ class _Curve:
 
     def sensitivity(self, weights: NDArray[Any]) -> NDArray[np.float64]:
         """Return the sensitivity (rates,) at each of the rates; NaN without labelled boxes."""
-        positives = weights[self.truth_image].sum()
+        positives = weights.take(self.truth_image).sum()
         if positives == 0:
             return np.full(len(RATES), np.nan)
         allowed = np.array(RATES) * weights.sum()
         enough = int(_ENOUGH * RATES[-1] * len(weights))
-        alarms = np.cumsum(weights[self.alarm_image[:enough]])
+        alarms = np.cumsum(weights.take(self.alarm_image[:enough]))
         if len(alarms) < len(self.alarm_image) and alarms[-1] <= allowed[-1]:
-            alarms = np.cumsum(weights[self.alarm_image])
+            alarms = np.cumsum(weights.take(self.alarm_image))
         # The threshold lies above the first false alarm that is one too many, and so above all of that score.
         excess = np.searchsorted(alarms, allowed, side="right")
         limits = np.append(self.alarm_scores[: len(alarms)], -np.inf)[excess]
-        hits = np.concatenate([[0], np.cumsum(weights[self.hit_image])])
+        hits = np.concatenate([[0], np.cumsum(weights.take(self.hit_image))])
         return np.asarray(hits[np.searchsorted(-self.hit_scores, -limits)] / positives)
 
     def points(self, images: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -70,6 +70,7 @@ class FROC(Measure):
         names: Class names by index.
         hit: "iou" or "centre", see `Pool.matches`; LUNA16 and CAMELYON judge by the centre.
         iou: Least IoU of a hit.
+        per_class: Whether to give the scores of each class, too.
 
     Source: A. A. A. Setio et al., "Validation, comparison, and combination of algorithms for automatic detection of
         pulmonary nodules in computed tomography images: the LUNA16 challenge", Medical Image Analysis 42, 2017;
@@ -88,9 +89,9 @@ class FROC(Measure):
     headline = ("FROC", "sensitivity@1fp")
     scales: ClassVar[Mapping[str, Scale]] = {"FROC": "share", "sensitivity": "share"}
 
-    def __init__(self, names: Sequence[str], *, hit: str = "iou", iou: float = 0.5) -> None:
+    def __init__(self, names: Sequence[str], *, hit: str = "iou", iou: float = 0.5, per_class: bool = True) -> None:
         super().__init__(names)
-        self.hit, self.iou = hit, iou
+        self.hit, self.iou, self.per_class = hit, iou, per_class
         self._curves: list[tuple[str, _Curve]] = []
 
     def prepare(self, pool: Pool) -> None:
@@ -98,7 +99,9 @@ class FROC(Measure):
         match, alarm = pool.matches(self.hit, self.iou)
         everything = np.ones(len(pool.classes), bool), np.ones(len(pool.truth_classes), bool)
         masks = [("", everything)]
-        if len(self.names) > 1:
+        if not self.per_class:
+            pass
+        elif len(self.names) > 1:
             masks += [(f"/{n}", (pool.classes == i, pool.truth_classes == i)) for i, n in enumerate(self.names)]
         else:
             masks += [(f"/{self.names[0]}", everything)]

@@ -80,7 +80,7 @@ class Localisation(Measure):
 
     def score(self, weights: NDArray[Any]) -> dict[str, float]:
         """Return the means."""
-        times = weights[self._image]
+        times = weights.take(self._image)
         scores = {}
         for name, values in self._values.items():
             own = self._known if name.endswith("_mm") else slice(None)
