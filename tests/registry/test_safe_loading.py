@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from ultralytics.nn import tasks
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from meddet_yolo import MedDet, registry
+from meddet_yolo.registry.plain_pickle import read_plain
 
 FAMILIES = [
     "yolov3-tiny.yaml",
@@ -62,6 +65,7 @@ def test_stock_checkpoints_of_all_families_load(name: str, tmp_path: Path) -> No
     model.args, model.task = {**DEFAULT_CFG_DICT, "task": task}, task
     path = tmp_path / "any.pt"
     torch.save({"epoch": -1, "model": model.half(), "ema": None, "train_args": model.args}, path)
+    read_plain(path)  # does not ask for another reader
     loaded = MedDet(path)
     assert loaded.task == task
     want, got = model.float().state_dict(), loaded.model.state_dict()
@@ -97,3 +101,18 @@ def test_a_model_of_another_family_keeps_our_guards(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="workers=-1"):
         model.val(workers=-1)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_whose_parts_overlap_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(100_000)}, tmp_path / "sound.pt")
+    with zipfile.ZipFile(tmp_path / "sound.pt") as archive:
+        large = max(archive.infolist(), key=lambda entry: entry.file_size)
+        name, offset = large.filename, large.header_offset
+    shutil.copy(tmp_path / "sound.pt", tmp_path / "again.pt")
+    with zipfile.ZipFile(tmp_path / "again.pt", "a") as archive:  # the same bytes under another name
+        again = copy(archive.getinfo(name))
+        again.filename, again.header_offset = name[:-1] + "9", offset
+        archive.filelist.append(again)
+        archive._didModify = True  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"again.pt was not written by torch: what it holds overlaps"):
+        registry.load_detector(tmp_path / "again.pt")
