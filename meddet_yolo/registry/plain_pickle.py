@@ -150,16 +150,20 @@ class _Unpickler(pickle.Unpickler):
 
     def load(self) -> Any:
         """Return what the pickle holds, its layers made."""
-        with _no_collection():
-            result = super().load()
-        if len(self._states) != len(self._made):
-            raise NotPlain("holds a layer without a state")
-        for made, state in self._states.values():
-            try:
-                made.__class__ = type(made).stands_for
-            except TypeError as error:  # a layer that keeps its attributes elsewhere
-                raise NotPlain(str(error)) from error
-            made.__setstate__(state)
+        try:
+            with _no_collection():
+                result = super().load()
+            if len(self._states) != len(self._made):
+                raise NotPlain("holds a layer without a state")
+            for made, state in self._states.values():
+                try:
+                    made.__class__ = type(made).stands_for
+                except TypeError as error:  # a layer that keeps its attributes elsewhere
+                    raise NotPlain(str(error)) from error
+                made.__setstate__(state)
+        finally:  # the stand-ins know of these, and classes live until garbage is collected
+            self._made.clear()
+            self._states.clear()
         return result
 
     def _stand_in(self, module: str, name: str) -> Any:

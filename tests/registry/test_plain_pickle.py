@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import pickle
 import struct
+import weakref
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +57,18 @@ def test_a_model_reads_the_same_object_at_two_places(tmp_path: Path) -> None:
     assert type(read["args"]) is IterableSimpleNamespace and read["args"].imgsz == 64
     assert read["sets"] == {1, 2}
     assert read["model"](torch.ones(1, 2)).shape == (1, 2)
+
+
+def test_nothing_keeps_a_model_that_nobody_needs(tmp_path: Path) -> None:
+    torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "a.pt")
+    gc.disable()
+    try:
+        read = read_plain(tmp_path / "a.pt")
+        weight = weakref.ref(read["model"].weight)
+        del read
+        assert weight() is None and not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def name(of: Any) -> bytes:
