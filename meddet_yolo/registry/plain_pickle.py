@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from ultralytics.utils import IterableSimpleNamespace
 
-__all__ = ["NotPlain", "names_in", "read_plain"]
+__all__ = ["NotPlain", "names_in", "no_collection", "read_plain"]
 
 # Instructions of torch's safe mode with arguments of a fixed length, in pickle's own order of bytes. LONG_BINPUT is let
 # through below 2^20: the unpickler makes room for twice as many objects as the highest place names.
@@ -118,8 +118,14 @@ class _Locked(type):
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Let no garbage be collected meanwhile: a model is thousands of objects, none of them garbage."""
+def no_collection() -> Iterator[None]:
+    """Let no garbage be collected meanwhile: a checkpoint is thousands of objects, none of them garbage.
+
+    Examples:
+        >>> with no_collection():
+        ...     gc.isenabled()
+        False
+    """
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -151,8 +157,7 @@ class _Unpickler(pickle.Unpickler):
     def load(self) -> Any:
         """Return what the pickle holds, its layers made."""
         try:
-            with _no_collection():
-                result = super().load()
+            result = super().load()
             if len(self._states) != len(self._made):
                 raise NotPlain("holds a layer without a state")
             for made, state in self._states.values():

@@ -48,18 +48,21 @@ def wrap_torch_safe_load(original: Callable[..., Any]) -> Callable[..., Any]:
         from ultralytics.utils.checks import check_suffix
         from ultralytics.utils.downloads import attempt_download_asset
 
+        from meddet_yolo.registry.plain_pickle import no_collection  # torch's
+
         check_suffix(file=weight, suffix=".pt")
         check_fetching(weight)
         file = Path(attempt_download_asset(weight))
-        _check_file(file)
-        trust = is_trusted() and not safe_only
-        if trust:
-            _check_importable(file)
-        import_layers()
-        try:
-            checkpoint, name = (None if trust else _plain(file)) or original(str(file), safe_only=not trust)
-        except Exception as error:  # a damaged pickle can raise anything
-            raise _explained(error, file, trust) from error
+        with no_collection():
+            _check_file(file)
+            trust = is_trusted() and not safe_only
+            if trust:
+                _check_importable(file)
+            import_layers()
+            try:
+                checkpoint, name = (None if trust else _plain(file)) or original(str(file), safe_only=not trust)
+            except Exception as error:  # a damaged pickle can raise anything
+                raise _explained(error, file, trust) from error
         if not isinstance(checkpoint, dict):
             raise TypeError(f"{file} holds a {type(checkpoint).__name__}, not an Ultralytics checkpoint")
         return checkpoint, name
