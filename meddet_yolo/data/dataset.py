@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ultralytics.data.utils import get_split_fraction, img2label_paths
 from ultralytics.utils import LOGGER, TQDM, USER_CONFIG_DIR, colorstr
 from ultralytics.utils.patches import imread
 
+from meddet_yolo.data.labels import label_problem
 from meddet_yolo.data.mri_noise import MRINoise, MRINoiseConfig
 from meddet_yolo.imaging.grey import checked_window
 from meddet_yolo.imaging.limits import MAX_PIXELS, checked_max_pixels
@@ -21,7 +23,7 @@ from meddet_yolo.imaging.search import CACHE_SUFFIX, volume_files
 from meddet_yolo.imaging.slice_cache import cache_slices
 from meddet_yolo.imaging.volumes import Skipped, is_volume
 
-__all__ = ["MedDetDataset", "build_dataset"]
+__all__ = ["MedDetDataset", "build_checked_dataset", "build_dataset"]
 
 
 class MedDetDataset(YOLODataset):
@@ -226,3 +228,37 @@ def build_dataset(
         data=data,
         fraction=fraction,
     )
+
+
+def build_checked_dataset(
+    args: Any, path: str, batch: int | None, data: dict[str, Any], *, mode: str, stride: int
+) -> MedDetDataset:
+    """Build the data set of a split to train or validate with; what the stock one only warns of stops the run.
+
+    Args:
+        args: The run's arguments.
+        path: Where the images of the split are.
+        batch: Batch size, for rectangular batches.
+        data: The data set's description, as Ultralytics resolves it.
+        mode: "train" or "val".
+        stride: Largest stride of the model.
+
+    Raises:
+        ValueError: If a label row is out of range, no image is valid, or the training split has no box at all.
+    """
+    try:
+        dataset = build_dataset(args, path, batch, data, mode=mode, rect=mode == "val", stride=stride)
+    except RuntimeError as error:  # several lines, one for each image
+        reasons = re.findall(r"(\S+): ignoring corrupt image/label: (.*)", str(error))
+        if not reasons:
+            raise
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        raise ValueError(f"No valid images in {path}: {reasons[0][0]}: {reasons[0][1]}{more}") from error
+    kept = set(dataset.label_files_of(dataset.im_files))
+    dropped = [file for file in dataset.label_files if file not in kept]
+    problem = label_problem(dropped, len(data["names"]))
+    if problem:
+        raise ValueError(f"Label out of range: {problem}; correct the labels or `names` in {args.data}")
+    if mode == "train" and not any(len(label["cls"]) for label in dataset.labels):
+        raise ValueError(f"No boxes in {path}: every label file is empty or missing; nothing can be learnt")
+    return dataset

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Sidecar", "written_whole"]
+__all__ = ["Sidecar", "drop_unsaved_epochs", "written_whole"]
 
 _NAME = "distill-epoch{}.pt"  # never "last*", which Ultralytics searches for when it resumes
 
@@ -88,3 +88,18 @@ def written_whole(owner: Any, *names: str) -> Iterator[None]:
     finally:
         for name, path in paths.items():
             setattr(owner, name, path)
+
+
+def drop_unsaved_epochs(csv: Path, epochs: int) -> None:
+    """Take what was logged but not saved any more, and a line cut short, from a run's results.csv.
+
+    Args:
+        csv: The file; one that is not there is left so.
+        epochs: Number of epochs whose checkpoint was saved.
+    """
+    if not csv.exists():
+        return
+    header, *rows = csv.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+    kept = [row for row in rows if row.endswith("\n") and int(row.split(",", 1)[0]) <= epochs]
+    if kept != rows:
+        csv.write_text("".join([header, *kept]), encoding="utf-8")

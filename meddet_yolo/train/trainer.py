@@ -7,7 +7,6 @@ a plain detector at any moment of a run.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
@@ -20,24 +19,22 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOCAL_RANK, LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import unwrap_model
 
-from meddet_yolo.data.dataset import build_dataset
-from meddet_yolo.data.labels import label_problem
+from meddet_yolo.data.dataset import build_checked_dataset
 from meddet_yolo.data.mri_noise import MRINoiseConfig
 from meddet_yolo.data.shipped import find_data
 from meddet_yolo.data.unlabelled import Unlabelled, find_source
 from meddet_yolo.distill.classes import match_classes
 from meddet_yolo.distill.config import DistillConfig
-from meddet_yolo.distill.inherit import best_fit, inherit
 from meddet_yolo.distill.levels import unmatched_levels
 from meddet_yolo.distill.session import DistillSession
 from meddet_yolo.distill.teachers import Teacher, detector_spec
 from meddet_yolo.evaluate.validator import MedDetValidator
 from meddet_yolo.files import alone
 from meddet_yolo.imaging.volumes import Skipped
-from meddet_yolo.registry import load_detector
 from meddet_yolo.train.criterion import DistillCriterion
 from meddet_yolo.train.exact import StepClock, begin_epoch
-from meddet_yolo.train.sidecar import Sidecar, written_whole
+from meddet_yolo.train.inheritance import Inheritance
+from meddet_yolo.train.sidecar import Sidecar, drop_unsaved_epochs, written_whole
 from meddet_yolo.train.teacher_files import TeacherFiles
 from meddet_yolo.train.unlabelled import UnlabelledBatches, check_learners, find_unlabelled
 
@@ -104,6 +101,7 @@ class DistillTrainer(DetectionTrainer):
         if isinstance(overrides.get("unlabelled"), (str, Path)):
             overrides["unlabelled"] = str(Path(overrides["unlabelled"]).expanduser().resolve())
         resuming = bool(overrides.get("resume"))
+        self._inheritance: Inheritance | None = None
         config = DistillConfig.from_dict({k: v for k, v in overrides.items() if k in DistillConfig.keys()})
         if not resuming:
             self._refuse_native(overrides.get("distill_model"), config)
@@ -111,13 +109,12 @@ class DistillTrainer(DetectionTrainer):
             if config.run.unlabelled:
                 find_source(config.run.unlabelled)
             models = self._files.load(config.run)
-            self._ancestors = self._load_ancestors(config, models, overrides.get("pretrained"))
+            self._inheritance = Inheritance(config.run, models, overrides.get("pretrained"))
         super().__init__({**OWN_DEFAULTS, **cfg2dict(cfg)}, overrides, _callbacks)
         if resuming:
             config = DistillConfig.from_dict({k: getattr(self.args, k) for k in DistillConfig.keys()})
             self._refuse_native(self.args.distill_model, config)
             models = self._files.load(config.run)
-            self._ancestors = []
         self.distill_config = config
         self.session: DistillSession | None = None
         run = config.run
@@ -151,20 +148,6 @@ class DistillTrainer(DetectionTrainer):
                 "Ultralytics' own single-teacher distillation: choose one of the two"
             )
 
-    @staticmethod
-    def _load_ancestors(config: DistillConfig, teachers: list[nn.Module], pretrained: Any) -> list[nn.Module]:
-        """Return the models that the student may inherit from; several only where the best of them is to be found."""
-        wanted = config.run.inherit
-        if wanted == "none" or (wanted == "auto" and isinstance(pretrained, (str, Path))):
-            return []
-        if wanted == "auto":
-            return [teacher for teacher in teachers if _is_plain_detector(teacher)]
-        if isinstance(pretrained, (str, Path)):
-            raise ValueError(
-                f"inherit={wanted} and pretrained={pretrained} both give the student its first weights; choose one"
-            )
-        return [load_detector(wanted, trust=config.run.trust)]
-
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
         """Build the student; one without weights of its own inherits them, see `meddet_yolo.distill.inherit`.
 
@@ -172,22 +155,10 @@ class DistillTrainer(DetectionTrainer):
             InheritError: If the student cannot inherit from the checkpoint that `inherit` names.
         """
         model = super().get_model(cfg, weights, verbose)
-        wanted = self.distill_config.run.inherit
-        if weights is not None or not self._ancestors:
-            if weights is not None and self._ancestors and wanted != "auto":
-                raise ValueError(
-                    f"inherit={wanted} is for a student that starts from a model YAML; this one has weights already"
-                )
-            return model
-        best = 0 if wanted != "auto" else best_fit(model, self._ancestors)
-        if best is None:
-            text = "no teacher is of the student's family and at least as wide and deep; it starts at random"
-        else:
-            text = str(inherit(model, self._ancestors[best]))
-        self.inherited = text
-        self._ancestors = []
-        if RANK in {-1, 0}:
-            LOGGER.info(f"{colorstr('inherit:')} {text}")
+        if self._inheritance is not None and (text := self._inheritance.give(model, weights is not None)):
+            self.inherited = text
+            if RANK in {-1, 0}:
+                LOGGER.info(f"{colorstr('inherit:')} {text}")
         return model
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
@@ -228,23 +199,9 @@ class DistillTrainer(DetectionTrainer):
         Raises:
             ValueError: If a label row is out of range, no image is valid, or the training split has no box at all.
         """
-        try:
-            stride = max(int(unwrap_model(self.model).stride.max()), 32)
-            dataset = build_dataset(self.args, img_path, batch, self.data, mode=mode, rect=mode == "val", stride=stride)
-        except RuntimeError as error:  # several lines, one for each image
-            reasons = re.findall(r"(\S+): ignoring corrupt image/label: (.*)", str(error))
-            if not reasons:
-                raise
-            more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-            raise ValueError(f"No valid images in {img_path}: {reasons[0][0]}: {reasons[0][1]}{more}") from error
+        stride = max(int(unwrap_model(self.model).stride.max()), 32)
+        dataset = build_checked_dataset(self.args, img_path, batch, self.data, mode=mode, stride=stride)
         self.skipped = list(dict.fromkeys([*self.skipped, *dataset.skipped]))
-        kept = set(dataset.label_files_of(dataset.im_files))
-        dropped = [file for file in dataset.label_files if file not in kept]
-        problem = label_problem(dropped, len(self.data["names"]))
-        if problem:
-            raise ValueError(f"Label out of range: {problem}; correct the labels or `names` in {self.args.data}")
-        if mode == "train" and not any(len(label["cls"]) for label in dataset.labels):
-            raise ValueError(f"No boxes in {img_path}: every label file is empty or missing; nothing can be learnt")
         return dataset
 
     def train(self) -> None:
@@ -458,11 +415,8 @@ class DistillTrainer(DetectionTrainer):
             self._clock.load_state_dict(self._resumed["steps"])
         self._resumed = {}
         self._restored_from = self.wdir  # a recovery after NaN reads what this run has saved
-        if self.start_epoch and RANK in {-1, 0} and self.csv.exists():
-            header, *rows = self.csv.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
-            kept = [row for row in rows if row.endswith("\n") and int(row.split(",", 1)[0]) <= self.start_epoch]
-            if kept != rows:
-                self.csv.write_text("".join([header, *kept]), encoding="utf-8")
+        if self.start_epoch and RANK in {-1, 0}:
+            drop_unsaved_epochs(self.csv, self.start_epoch)
 
     def final_eval(self) -> None:
         """Validate the best checkpoint; the run is complete, so its distillation state is no longer needed."""
@@ -478,11 +432,6 @@ def _is_file(value: Any) -> bool:
 
 class _AllEpochsDone(Exception):
     """A run that is resumed has no epoch left."""
-
-
-def _is_plain_detector(model: Any) -> bool:
-    """Return whether a teacher is a detector of Ultralytics' or ours, of no other task and no other package."""
-    return getattr(model, "task", "detect") == "detect" and isinstance(getattr(model, "model", None), nn.Sequential)
 
 
 def _extend_criterion(trainer: DistillTrainer) -> None:
