@@ -169,6 +169,9 @@ class MedDetPredictor(DetectionPredictor):
             write_whole(self.save_dir / f"{name}.json", text + "\n")
         if sr:
             self._report(number, results, self.save_dir / f"{name}_sr.dcm")
+        wrote = [file for file in (f"{name}.json", f"{name}_sr.dcm") if (self.save_dir / file).is_file()]
+        if wrote and self.args.verbose:
+            LOGGER.info(f"{volume.name}: {' and '.join(wrote)} written to {self.save_dir}")
 
     def _detector(self) -> dict[str, Any]:
         """Return which model has found the boxes, and above which confidence."""

@@ -328,6 +328,18 @@ def outputs(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.suffix in {".json", ".dcm"} or ".part" in p.name)
 
 
+@pytest.mark.parametrize("verbose", [True, False])
+def test_what_is_written_beside_the_pictures_is_told(
+    model: MedDet, pixels: np.ndarray, tmp_path: Path, messages: list[str], verbose: bool
+) -> None:
+    source = study(tmp_path, pixels)
+    options = {**OPTIONS, "verbose": verbose}
+    model.predict(source, sr=True, save=True, project=tmp_path / "out", name="r", **options)
+    (record,), (report,) = ((tmp_path / "out" / "r").glob(f"*{end}") for end in (".json", "_sr.dcm"))
+    told = [line for line in messages if f"{record.name} and {report.name} written to " in line]
+    assert len(told) == verbose
+
+
 def test_an_aborted_run_leaves_no_half_series(
     model: MedDet, pixels: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
