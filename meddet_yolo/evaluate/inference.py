@@ -50,6 +50,8 @@ def find(
     loaded = YOLO(str(path), task=None if path.suffix == ".pt" else "detect")
     if loaded.task != "detect":
         raise ValueError(f"model={model} is for task {loaded.task!r}, expected a detector")
+    if path.suffix == ".pt":  # others tell their classes when they run
+        _check_classes(model, loaded.names, truth)
     collectors: list[CollectingValidator] = []
 
     def collect(*args: Any, **kwargs: Any) -> CollectingValidator:
@@ -61,11 +63,7 @@ def find(
         settings.setdefault("rect", False)  # exported for one size
     with quiet():
         loaded.val(validator=collect, data=str(data), split=split, **settings)
-    theirs = tuple(str(collectors[-1].names[i]) for i in sorted(collectors[-1].names))
-    if theirs != truth.names:
-        raise ValueError(
-            f"model={model} has the classes {', '.join(theirs)}, but {truth.source} has {', '.join(truth.names)}"
-        )
+    _check_classes(model, collectors[-1].names, truth)
     by_path = {str(image.path): image.name for image in truth.images}
     found = [
         Found(by_path[name], seen.found.boxes, seen.found.classes, seen.found.scores)
@@ -77,6 +75,15 @@ def find(
         file.parent.mkdir(parents=True, exist_ok=True)
         save_found(file, aligned)
     return aligned, False
+
+
+def _check_classes(model: str | Path, names: dict[int, str], truth: TruthSet) -> None:
+    """Refuse a model whose classes are not the data set's."""
+    theirs = tuple(str(names[i]) for i in sorted(names))
+    if theirs != truth.names:
+        raise ValueError(
+            f"model={model} has the classes {', '.join(theirs)}, but {truth.source} has {', '.join(truth.names)}"
+        )
 
 
 def predictions_key(model: Path, truth: TruthSet, options: dict[str, Any]) -> str:

@@ -288,8 +288,9 @@ def test_predictions_depend_on_model_images_and_options(tiny_data, tiny_teachers
     assert inference.predictions_key(tiny_teachers[0], truth, {}) in keys
 
 
-def test_a_model_of_other_classes_or_none_is_refused(tiny_data, tiny_teachers, tmp_path):
+def test_a_model_of_other_classes_or_none_is_refused_before_it_runs(tiny_data, tiny_teachers, tmp_path, monkeypatch):
     truth = truth_of(tiny_data)
+    monkeypatch.setattr(inference, "CollectingValidator", None)
     other = type(truth)(truth.images, ("a", "b"), "elsewhere")
     with pytest.raises(ValueError, match=r"has the classes .*, but elsewhere has a, b"):
         inference.find(tiny_teachers[0], tiny_data, "val", other, imgsz=64, device="cpu", workers=0)
