@@ -88,6 +88,10 @@ def check_command(args: Sequence[str], own: Collection[str]) -> None:
         return
     if is_other_family(options.get("model")):
         return
+    for word in words:
+        flag = keys_of(mode).get(word)
+        if word not in {mode, task} and not (flag and isinstance(flag.default, bool)):
+            raise UsageError(f"{word!r} is neither a command nor key=value (`meddet help {mode}` lists the keys)")
     elsewhere = {"cfg", "resume"} & {*words, *options}
     missing = [key for key in needed_keys(mode) if key not in options and not elsewhere]
     check_keys(mode, options, missing)

@@ -277,7 +277,7 @@ def _predict(model: Any, options: dict[str, Any]) -> None:
 def _report_skipped(skipped: Collection[Any], *, rest: bool = True) -> None:
     """End with an error that names what was left out, after the rest is done."""
     if skipped:
-        more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+        more = f"; and {len(skipped) - 1} more" if len(skipped) > 1 else ""
         raise ValueError(f"skipped {next(iter(skipped))}{more}; {'the others are done' if rest else 'nothing is left'}")
 
 

@@ -202,6 +202,7 @@ def test_ultralytics_reads_the_arguments_passed_on(failing):
         (["phantom", "out=x", "patient=3"], 2, "did you mean 'patients'?"),
         (["phantom", "out", "=", "x", "patient=3"], 2, "did you mean 'patients'?"),
         (["train", "modle=a.yaml", "data=d.yaml"], 2, "did you mean 'model'?"),
+        (["train", "hlep"], 2, "'hlep' is neither a command nor key=value"),
         (["train", "model=a.yaml", "data=d.yaml", "xyzzy=3"], 2, "see `meddet help train`"),
         (["train", "model", "=", "a.yaml", "data=d.yaml", "xyzzy=3"], 2, "see `meddet help train`"),
         (["quickstart", "epochs=0"], 1, "epochs=0"),
