@@ -46,12 +46,9 @@ def fill(folder: Path, checkpoints: Sequence[Path]) -> None:
     student.parent.mkdir(parents=True)
     shutil.copy(checkpoints[0], student)
     pictures = sorted((folder / "data/images").rglob("*.png"))
-    for place in ("images", "more"):
-        (folder / place).mkdir()
+    (folder / "images").mkdir()
     for file in pictures[:2]:
         shutil.copy(file, folder / "images")
-        # Upside down, since an image of the test part is refused.
-        cv2.imwrite(str(folder / "more" / file.name), cv2.imread(str(file))[::-1])
     shutil.copy(pictures[0], folder / "image.png")
     (folder / "more").mkdir()
     for file in pictures[:4]:
