@@ -115,6 +115,11 @@ def assign_parts(
         _split_anew([p for p in planned if p.split == "train"], {"val": val}, seed)
         taken = len({p.patient for p in planned if p.split == "val"})
         collection.notes.append(f"the given split has no validation part: {taken} of its training patients taken")
+    if not check and "train" not in parts:
+        collection.notes.append(
+            "the given split has no training part: what `train:` in data.yaml names is there to evaluate on, because "
+            "Ultralytics refuses a file without it; split=new makes parts to train with"
+        )
     return leaks
 
 

@@ -134,6 +134,9 @@ def write_data_set(
     if aside:
         places |= {"train": _LABELLED, "unlabelled": _UNLABELLED}
     lines = [f"{part}: {place}" for part, place in places.items()]
+    for part in ("train", "val"):  # both of which Ultralytics requires, if only to evaluate on a third
+        if part not in places:
+            lines.append(f"{part}: {next(iter(places.values()))}  # there is no {part} part: for evaluation alone")
     lines += ["names:", *(f"  {index}: {json.dumps(name, ensure_ascii=False)}" for index, name in enumerate(names))]
     write_whole(data, "\n".join(lines) + "\n")
     return data

@@ -59,6 +59,20 @@ def test_validation_is_taken_from_the_training_patients_where_only_a_test_part_i
     assert [p.stem for p in tmp_path.glob("out/images/test/*")] == ["p2_a"]
 
 
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_what_has_no_training_part_can_be_evaluated_on(images, tmp_path, part):
+    spider_like(images.parent)
+    text = (images.parent / "boxes.csv").read_text().splitlines()
+    (images.parent / "boxes.csv").write_text("\n".join([f"{text[0]},set", *(f"{line},{part}" for line in text[1:])]))
+    result = convert(images.parent, tmp_path / "out")
+    assert result.audit.counts.keys() == {part} and "no training part" in str(result)
+    read = check_det_dataset(str(tmp_path / "out" / "data.yaml"))  # which refuses a file without train: and val:
+    assert Path(read[part]).name == part
+    assert "train: images/" in result.data.read_text() and "for evaluation alone" in result.data.read_text()
+    anew = convert(images.parent, tmp_path / "anew", split="new", val=1)
+    assert anew.audit.counts.keys() == {"train", "val"} and "evaluation" not in anew.data.read_text()
+
+
 def test_patients_who_share_an_image_stay_together(images, tmp_path, capsys):
     cv2.imwrite(str(images / "p2_a.png"), picture("p1_b"))
     cv2.imwrite(str(images / "p3_a.png"), picture("p1_b"))
