@@ -64,7 +64,7 @@ def interval(
         >>> draws = np.random.default_rng(0).binomial(40, 0.9, 2000) / 40
         >>> low, high = interval(0.9, draws, np.array([35 / 39] * 36 + [36 / 39] * 4), 40, 0.95, "share")
         >>> round(low, 2), round(high, 2)
-        (0.74, 0.97)
+        (0.75, 0.97)
     """
     value = float(value)
     error = float(drawn.std() * np.sqrt(count / (count - 1)))
