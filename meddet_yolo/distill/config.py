@@ -75,11 +75,6 @@ class RunOptions(Options):
         self.put("teacher_classes", read_class_maps(self.teacher_classes, len(self.teachers)))
         self.put("unlabelled", _images(self.unlabelled))
         self.put("unlabelled_batch", number("unlabelled_batch", self.unlabelled_batch, low=0, open_low=True))
-        if self.unlabelled and not self.teachers:
-            raise ValueError(
-                f"unlabelled={self.unlabelled} is learnt from by what teachers say of it, and there are none: pass "
-                "teachers=[...] too"
-            )
         self.put("distill_warmup", number("distill_warmup", self.distill_warmup, low=0))
         self.put("distill_schedule", choice("distill_schedule", self.distill_schedule, ("constant", "cosine")))
         self.put("distill_stop", _stop(self.distill_stop))

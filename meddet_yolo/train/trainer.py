@@ -36,7 +36,7 @@ from meddet_yolo.train.exact import StepClock, begin_epoch
 from meddet_yolo.train.inheritance import Inheritance
 from meddet_yolo.train.sidecar import Sidecar, drop_unsaved_epochs, written_whole
 from meddet_yolo.train.teacher_files import TeacherFiles
-from meddet_yolo.train.unlabelled import UnlabelledBatches, check_learners, find_unlabelled
+from meddet_yolo.train.unlabelled import UnlabelledBatches, check_learners, check_taught, find_unlabelled
 
 __all__ = ["DistillTrainer"]
 
@@ -107,7 +107,7 @@ class DistillTrainer(DetectionTrainer):
             self._refuse_native(overrides.get("distill_model"), config)
             MRINoiseConfig.from_options(overrides)  # before anything is loaded
             if config.run.unlabelled:
-                find_source(config.run.unlabelled)
+                check_taught(config.run)
             models = self._files.load(config.run)
             self._inheritance = Inheritance(config.run, models, overrides.get("pretrained"))
         super().__init__({**OWN_DEFAULTS, **cfg2dict(cfg)}, overrides, _callbacks)

@@ -11,10 +11,26 @@ from ultralytics.data import build_dataloader
 from ultralytics.utils import LOGGER, RANK, TQDM, colorstr
 
 from meddet_yolo.data.dataset import build_dataset
-from meddet_yolo.data.unlabelled import Source, Unlabelled, UnlabelledDataset, gather
+from meddet_yolo.data.unlabelled import Source, Unlabelled, UnlabelledDataset, find_source, gather
+from meddet_yolo.distill.config import RunOptions
 from meddet_yolo.distill.session import DistillSession
 
-__all__ = ["UnlabelledBatches", "check_learners", "find_unlabelled"]
+__all__ = ["UnlabelledBatches", "check_learners", "check_taught", "find_unlabelled"]
+
+
+def check_taught(run: RunOptions) -> None:
+    """Refuse images without labels that are not there, or that nobody teaches, before anything is loaded.
+
+    Raises:
+        FileNotFoundError: If they are not there.
+        ValueError: If there are no teachers, or what is named is no folder, list or YAML.
+    """
+    if run.unlabelled and not run.teachers:
+        raise ValueError(
+            f"unlabelled={run.unlabelled} is learnt from by what teachers say of it, and there are none: pass "
+            "teachers=[...] too"
+        )
+    find_source(str(run.unlabelled))
 
 
 def find_unlabelled(source: Source, data: dict[str, Any]) -> Unlabelled:

@@ -102,6 +102,18 @@ def test_the_gradient_of_a_weight_of_zero_is_that_of_the_labelled_images_alone(s
     assert loss[-1] == 0
 
 
+def test_a_step_in_mixed_precision_is_finite(settings: Settings) -> None:
+    trainer = prepared(settings, distill=["meddet", "response"])
+    with torch.autocast("cpu", torch.bfloat16):
+        batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
+        loss, _ = trainer.model(batch)
+    loss.sum().backward()
+    assert trainer.session is not None
+    trainer.session.step()
+    gradients = [p.grad for p in (*trainer.model.parameters(), *trainer.session.parameters()) if p.grad is not None]
+    assert loss.dtype == torch.float32 and gradients and all(torch.isfinite(g).all() for g in gradients)
+
+
 def test_labels_beside_them_change_nothing(settings: Settings, tiny_data: Path, tmp_path: Path) -> None:
     with_labels = tmp_path / "labelled"
     shutil.copytree(tmp_path / "more", with_labels / "more")
@@ -181,3 +193,13 @@ def check_training_of(settings: Settings) -> str:
 
     options = dict(settings)
     return str(check_training(MedDet(options.pop("model")), options))
+
+
+@pytest.mark.parametrize(("model", "task"), [("yolo11n-seg.yaml", "segment"), ("yolo11n-pose.yaml", "pose")])
+def test_students_of_other_tasks_are_refused_in_a_line(
+    model: str, task: str, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [f"data={settings['data']}", f"teachers={settings['teachers'][0]}", "unlabelled=more"]
+    assert cli.main(["train", f"model={model}", *arguments]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert f"model={model} is for task '{task}'; teachers= distils into YOLO detectors" in lines[-1]
