@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -300,6 +301,12 @@ class MedDet(_Guarded, YOLO):
             with self._guard("export", kwargs):
                 self._check_is_pytorch_model()
                 return export(self, **kwargs)
+        from ultralytics.engine.exporter import export_formats
+
+        known = export_formats()["Argument"]
+        near = difflib.get_close_matches(form, known, 1) if form not in known else []
+        if near and is_ours(near[0]):  # which Ultralytics would take it for, and export without our gate
+            raise ValueError(f"format={form} is unknown: did you mean {near[0]!r}?")
         wrong = sorted(EXPORT_KEYS & kwargs.keys() - {"end2end"})
         if wrong:
             raise ValueError(f"{wrong[0]}= is for format=engine, onnx or openvino, not for format={form}")

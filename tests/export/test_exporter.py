@@ -260,6 +260,8 @@ def test_a_folder_is_no_place_for_an_export(checkpoint, tmp_path, form):
     ("command", "code", "message"),
     [
         ("format=engine runtime=rtx precison=fp16", 2, "did you mean 'precision'?"),
+        ("format=onx imgsz=64", 1, "format=onx is unknown: did you mean 'onnx'?"),
+        ("format=openvno imgsz=64", 1, "did you mean 'openvino'?"),
         ("format=engine runtime=cuda", 1, "use one of tensorrt, rtx"),
         ("format=engine runtime=rtx precision=int8", 1, "data= is missing"),
         ("format=engine runtime=rtx imgsz=64 data=none.yaml", 1, "none.yaml"),
