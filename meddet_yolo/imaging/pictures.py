@@ -86,7 +86,7 @@ def write_pictures(
             names.add(name)
             write_whole(folder / f"{name}.png", cv2.imencode(".png", item.image)[1].tobytes())
     if skipped or not names:
-        more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+        more = f"; and {len(skipped) - 1} more" if len(skipped) > 1 else ""
         reason = f"skipped {skipped[0]}{more}" if skipped else f"no DICOM or NIfTI in {source}"
         raise ValueError(f"{reason}; {len(names)} pictures are in {folder}")
     return f"{len(names)} pictures in {folder}"

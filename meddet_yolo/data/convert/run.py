@@ -177,7 +177,7 @@ def convert_command(*args: Any, **options: Any) -> str:
     if not failures:
         return str(result)
     print(result)
-    more = f" and {len(failures) - 1} more, all in the report" if len(failures) > 1 else ""
+    more = f"; and {len(failures) - 1} more, all in the report" if len(failures) > 1 else ""
     what = "found" if options.get("check") or result.audit.leaks else "left out, the rest is done"
     raise ValueError(f"{what}: {failures[0]}{more}")
 
