@@ -31,7 +31,10 @@ def wrap_get_save_dir(original: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def leaving_no_empty_folder() -> Iterator[None]:
-    """Remove the folders of runs that were begun inside and failed before they wrote a result."""
+    """Remove the folders of runs that were begun inside and failed before they wrote a result.
+
+    One that was refused because another process works in the same folder leaves it to that one.
+    """
     if _new.get() is not None:  # of a caller that does so
         yield
         return
@@ -39,6 +42,8 @@ def leaving_no_empty_folder() -> Iterator[None]:
     token = _new.set(new)
     try:
         yield
+    except BlockingIOError:  # another process is at work in it
+        raise
     except BaseException:
         for folder in new:
             _remove_empty(folder)

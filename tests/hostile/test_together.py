@@ -107,6 +107,21 @@ def test_two_conversions_into_one_folder(tmp_path: Path) -> None:
     assert no_leftovers(out)
 
 
+@pytest.mark.slow
+def test_two_trainings_of_one_name(tmp_path: Path, tiny_data: Path) -> None:
+    where = [f"data={tiny_data}", f"project={tmp_path}", "name=run", "exist_ok=True"]
+    short = ["imgsz=64", "epochs=2", "batch=2", "workers=0", "plots=False", "device=cpu"]
+    ended = both(*COMMAND, "train", "model=yolo11n.yaml", *where, *short)
+    assert 0 in [code for code, _ in ended], ended
+    for code, text in ended:  # the other was refused, or began when the first had ended
+        assert "Traceback" not in text and (code == 0 or "another process is training in" in text), ended
+    run = tmp_path / "run"
+    assert (run / "args.yaml").is_file()  # the one that was refused took nothing away
+    assert len((run / "results.csv").read_text().splitlines()) == 3
+    assert {path.name for path in (run / "weights").iterdir()} == {"best.pt", "last.pt"}
+    assert no_leftovers(run)
+
+
 def test_a_second_training_in_a_folder_is_refused(tmp_path: Path, tiny_data: Path) -> None:
     settings = {"model": "yolo11n.yaml", "data": str(tiny_data), "project": str(tmp_path), "name": "run", "imgsz": 64}
     trainer = DistillTrainer(overrides={**settings, "exist_ok": True, "epochs": 1, "plots": False, "device": "cpu"})

@@ -32,6 +32,15 @@ def test_what_holds_nothing_goes_and_what_was_there_stays(tmp_path):
     assert [path.name for path in (tmp_path / "project").iterdir()] == ["run"]
 
 
+def test_a_run_that_is_refused_for_another_leaves_the_folder_to_it(tmp_path):
+    with pytest.raises(BlockingIOError), leaving_no_empty_folder():
+        run = folder_of(tmp_path)
+        run.mkdir(parents=True)
+        (run / "args.yaml").touch()  # the other's
+        raise BlockingIOError
+    assert (run / "args.yaml").is_file()
+
+
 def test_a_run_that_is_refused_leaves_no_folder(tmp_path, tiny_data):
     model = MedDet("yolo11n.yaml")
     (tmp_path / "broken.yaml").write_text(f"path: {tmp_path}\ntrain: a\nval: b\nnames: [x]\n")
