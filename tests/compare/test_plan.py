@@ -125,5 +125,6 @@ def test_the_example_of_the_documentation_is_a_plan():
     del own["methods"]["other"]  # names files that are not there
     made = make_plan(own["student"], own["methods"], own["teachers"], own["seeds"], own["folds"], recipe)
     assert len(made.runs()) == 2 * 6 * 3 * 4 + 4
-    table = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`[^|]*) \|", page, re.M))))
+    keys = page.partition("## Plans")[2].partition("\n## ")[0]
+    table = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`[^|]*) \|", keys, re.M))))
     assert table | {"cfg", "training"} == set(inspect.signature(compare).parameters)
