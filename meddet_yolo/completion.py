@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 
 from meddet_yolo.arguments import THEIR_COMMANDS
-from meddet_yolo.commands import MODES, OWN_COMMANDS, Key, groups_of, model_names, shipped
+from meddet_yolo.commands import MODES, OWN_COMMANDS, Key, groups_of, keys_of, model_names, shipped
 from meddet_yolo.help import first_sentence
 
 __all__ = ["SHELLS", "completion"]
@@ -56,9 +56,9 @@ def _commands() -> dict[str, str]:
 
 @cache
 def _keys() -> dict[str, dict[str, Key]]:
-    """Return the keys of every command that its help shows, and for a comparison those of its trainings."""
-    keys = {command: {k.name: k for group in groups_of(command) for k in group.keys} for command in _WITH_KEYS}
-    return {**keys, "compare": {**keys["train"], **keys["compare"]}}
+    """Return every key of our commands, those that one passes on included, and of the modes what their help shows."""
+    shown = {command: {k.name: k for group in groups_of(command) for k in group.keys} for command in _WITH_KEYS}
+    return {**shown, **{command: keys_of(command) for command in OWN_COMMANDS}}
 
 
 def _told(keys: Mapping[str, Key]) -> dict[str, str]:
