@@ -45,7 +45,14 @@ def load_detector(path: str | Path, trust: bool = False, tasks: Collection[str] 
     with trusting(trust or is_trusted()):
         checkpoint, _ = torch_safe_load(str(file))
     model = checkpoint.get("ema") or checkpoint.get("model")
-    return _as_detector(model, checkpoint.get("train_args") or {}, file, tasks)
+    try:
+        return _as_detector(model, checkpoint.get("train_args") or {}, file, tasks)
+    except TypeError:
+        raise
+    except Exception as error:  # a layer that lacks something can raise anything
+        raise ValueError(
+            f"checkpoint {file} holds a damaged model ({type(error).__name__}: {error}); copy or download it again"
+        ) from error
 
 
 def _checkpoint_file(path: str | Path) -> Path:
