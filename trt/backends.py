@@ -108,7 +108,8 @@ def load_backend(runtime: str) -> Backend:
     except (ImportError, OSError, RuntimeError) as error:  # its libraries may be missing or the wrong ones
         other = ", or build for RTX GPUs with runtime=rtx" if runtime == "tensorrt" else ""
         raise ImportError(
-            f'{wanted.title} is not usable here ({error}): pip install "meddet-yolo[{wanted.extra}]"{other}'
+            f'{wanted.title} is not usable here ({error}): pip install "meddet-yolo[{wanted.extra}]", or '
+            f'".[{wanted.extra}]" in a checkout{other}'
         ) from error
     backend = Backend(runtime, module)
     if runtime == "tensorrt" and int(backend.version.split(".", 1)[0]) < 10:

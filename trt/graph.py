@@ -59,7 +59,9 @@ def require(module: str, extra: str = "export") -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise ImportError(f'{module} is not installed: pip install "meddet-yolo[{extra}]"') from error
+        raise ImportError(
+            f'{module} is not installed: pip install "meddet-yolo[{extra}]", or ".[{extra}]" in a checkout'
+        ) from error
 
 
 def input_shape(model: Any) -> tuple[int | None, ...]:

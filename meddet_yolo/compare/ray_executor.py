@@ -50,7 +50,9 @@ class RayExecutor:
         try:
             import ray
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("executor=ray needs Ray: pip install 'meddet-yolo[ray]'") from error
+            raise ModuleNotFoundError(
+                'executor=ray needs Ray: pip install "meddet-yolo[ray]", or ".[ray]" in a checkout'
+            ) from error
         self._ray = ray
         self._ours = not ray.is_initialized()
         if self._ours:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -111,8 +112,9 @@ def compare(
     sizes = {name: _size(model, imgsz) for name, model in loaded.items()}
     files = split_images(data, split)
     images = [read_image(f) for f in files[:: max(1, len(files) // 16)][:16]]
+    options = {"data": str(data), "imgsz": imgsz, "split": split, "device": device, **val_options}
     accuracy = {
-        name: box_scores(model.val(data=str(data), imgsz=imgsz, split=split, device=device, **val_options))
+        name: box_scores(model.val(**{"name": f"val-{name.replace(os.sep, '-')}", **options}))
         for name, model in loaded.items()
     }
     times = measure_latency(loaded, images, imgsz=imgsz, device=device, rounds=rounds)

@@ -90,7 +90,8 @@ def require(module: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise ImportError(
-            f'{module.partition(".")[0]} is needed to read DICOM and NIfTI: pip install "meddet-yolo[medical]"'
+            f'{module.partition(".")[0]} is needed to read DICOM and NIfTI: pip install "meddet-yolo[medical]", or '
+            '".[medical]" in a checkout'
         ) from error
 
 

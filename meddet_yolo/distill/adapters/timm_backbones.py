@@ -84,7 +84,8 @@ def open_model(name: str, file: str) -> nn.Module:
         import timm
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f'teacher timm:{name} needs the package timm: pip install "meddet-yolo[timm]"', name="timm"
+            f'teacher timm:{name} needs the package timm: pip install "meddet-yolo[timm]", or ".[timm]" in a checkout',
+            name="timm",
         ) from error
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), 1)
