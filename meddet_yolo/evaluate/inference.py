@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -61,8 +62,8 @@ def find(
     settings = {"plots": False, "verbose": False, "save_json": False, **options}
     if path.suffix != ".pt":
         settings.setdefault("rect", False)  # exported for one size
-    with quiet():
-        loaded.val(validator=collect, data=str(data), split=split, **settings)
+    with quiet(), tempfile.TemporaryDirectory() as folder:  # Ultralytics makes one for pictures that are not drawn
+        loaded.val(validator=collect, data=str(data), split=split, **{"save_dir": folder, **settings})
     _check_classes(model, collectors[-1].names, truth)
     by_path = {str(image.path): image.name for image in truth.images}
     found = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -252,9 +253,18 @@ def test_a_requirement_is_of_the_bound_and_not_met_without_one(data):
 def test_a_checkpoint_is_run_once_and_gives_ultralytics_boxes(tiny_data, tiny_teachers, tmp_path, monkeypatch):
     from meddet_yolo import MedDet
 
+    class Recorded(inference.CollectingValidator):
+        folders: ClassVar[list[Path]] = []
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.folders.append(Path(self.save_dir))
+
+    monkeypatch.setattr(inference, "CollectingValidator", Recorded)
     options = {"imgsz": 64, "device": "cpu", "batch": 2, "workers": 0}
     out = tmp_path / "out"
     first = evaluate(tiny_teachers[0], tiny_data, out=out, rounds=5, **options)
+    assert len(Recorded.folders) == 1 and not Recorded.folders[0].exists()  # it has nothing to hold
     assert not first.models[0].cached and first.models[0].boxes > 0
     saved = MedDet(tiny_teachers[0]).val(
         data=str(tiny_data), save_json=True, plots=False, project=str(tmp_path / "val"), rect=True, **options
