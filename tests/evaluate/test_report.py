@@ -30,6 +30,7 @@ def test_compare_measures_every_model(tiny_data, tiny_teachers, tmp_path):
     models = {path.stem: path for path in tiny_teachers}
     reports = compare(models, tiny_data, imgsz=64, device="cpu", rounds=2, plots=False, verbose=False, project=tmp_path)
     assert [r.name for r in reports] == list(models)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == sorted(f"val-{name}" for name in models)
     for path, result in zip(tiny_teachers, reports, strict=True):
         network = YOLO(path).model.float().fuse()
         assert result.parameters == sum(p.numel() for p in network.parameters())
