@@ -16,7 +16,7 @@ STUB = [sys.executable, str(Path(__file__).with_name("_stub_worker.py"))]
 
 def test_ray_that_is_missing_is_named(data_set, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'meddet-yolo\[ray\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "meddet-yolo\[ray\]"'):
         compare(data_set, "yolo11n.yaml", out=tmp_path / "out", folds=2, patient=r"(p\d+)_", executor="ray")
 
 
