@@ -21,7 +21,8 @@ from tests.evaluate.measures._scenes import scenes
 def _case(seed: int, temperature: float, count: int = 400):
     generator = np.random.default_rng(seed)
     true = generator.beta(2, 2, count)
-    return expit(logit(true) * temperature), generator.random(count) < true
+    # Within what a temperature takes the logits of; beyond, it takes those of the limits.
+    return np.clip(expit(logit(true) * temperature), 1e-6, 1 - 1e-6), generator.random(count) < true
 
 
 @settings(deadline=None, max_examples=20)

@@ -239,6 +239,7 @@ def test_every_epoch_writes_the_same_columns(settings: Settings, teachers: list[
         assert all(0 <= float(v) < 1 for k, v in zip(header, row, strict=True) if k.startswith("lr/"))
 
 
+@pytest.mark.slow("trains")
 def test_a_failed_write_keeps_the_last_checkpoint(
     settings: Settings, teachers: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,7 +69,7 @@ def test_what_is_missing_is_named(name, monkeypatch):
         assert "no CUDA GPU" in form.unavailable(gpu=False)
 
 
-@pytest.mark.parametrize("name", ["onnx", "openvino"])
+@pytest.mark.parametrize("name", ["onnx", pytest.param("openvino", marks=pytest.mark.slow("converts"))])
 def test_exported_and_opened_it_is_the_model(student, image, tmp_path, name):
     form = FORMATS[name]
     if form.unavailable():

@@ -39,7 +39,8 @@ def _ece(features, hit, weight, bins: int) -> float:
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10**6), images=st.integers(1, 8), threshold=st.sampled_from([0.0, 0.3]))
 def test_agrees_with_scipys_bins(seed, images, threshold):
-    calibration, score, hit, centre, side, image = _case(seed, images, threshold)
+    # off the edges of bins, to one side of which rounding moves what lies on them
+    calibration, score, hit, centre, side, image = _case(seed, images, threshold, shift=0.013)
     times = np.random.default_rng(seed).integers(0, 3, images)
     weight = times[image].astype(float)
     scores = calibration.compute(times)
