@@ -71,7 +71,7 @@ def write(rows: list[dict[str, Any]], command: str) -> None:
     lines += [
         "",
         f"The distilled student is ahead of the student alone in {ahead} of {len(rows)} seeds, "
-        f"by {min(gains):+.3f} to {max(gains):+.3f}. {rows[0]['inherited']}".rstrip(),
+        f"by {min(gains):+.3f} to {max(gains):+.3f}. The first seed's: {rows[0]['inherited'] or 'inherited nothing'}.",
         "",
     ]
     (RESULTS / "quickstart_seeds.md").write_text("\n".join(lines))
