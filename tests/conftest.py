@@ -27,12 +27,17 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from filelock import FileLock  # noqa: E402
+from hypothesis import settings as hypothesis_settings  # noqa: E402
 from ultralytics import settings  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel  # noqa: E402
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML  # noqa: E402
 from ultralytics.utils.checks import check_yaml  # noqa: E402
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# Hypothesis, too, tries the same examples every time; others with `./run-tests --all --hypothesis-profile=explore`.
+hypothesis_settings.register_profile("repeat", derandomize=True, database=None)
+hypothesis_settings.register_profile("explore")
+hypothesis_settings.load_profile("repeat")
 settings.update({key: False for key, value in settings.items() if isinstance(value, bool)})
 
 ROOT = Path(__file__).resolve().parents[1]
