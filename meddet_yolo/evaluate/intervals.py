@@ -6,7 +6,6 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 __all__ = ["SCALES", "Scale", "interval"]
 
@@ -66,6 +65,8 @@ def interval(
         >>> round(low, 2), round(high, 2)
         (0.75, 0.97)
     """
+    from scipy.special import stdtrit  # takes time, and a training does not need it
+
     value = float(value)
     error = float(drawn.std() * np.sqrt(count / (count - 1)))
     t = -float(stdtrit(_degrees(without, count), (1 - level) / 2))

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import isotonic_regression, minimize_scalar
 from ultralytics.utils import LOGGER
 
 from meddet_yolo.evaluate.detections import Found
@@ -35,6 +34,8 @@ def fit_temperature(scores: ArrayLike, hits: ArrayLike) -> Temperature:
     Raises:
         ValueError: There is no box.
     """
+    from scipy.optimize import minimize_scalar  # takes time, and a training does not need it
+
     confidence, hit = _checked(scores, hits)
     logits = Temperature.logits(confidence)
 
@@ -62,6 +63,8 @@ def fit_isotonic(scores: ArrayLike, hits: ArrayLike) -> Isotonic:
         >>> fit_isotonic([0.1, 0.2, 0.8, 0.9], [0, 1, 0, 1])([0.15, 0.9]).round(6).tolist()
         [0.25, 1.0]
     """
+    from scipy.optimize import isotonic_regression  # as above
+
     confidence, hit = _checked(scores, hits)
     knots, of, count = np.unique(confidence, return_inverse=True, return_counts=True)
     share = np.bincount(of.reshape(-1), hit) / count
