@@ -106,8 +106,7 @@ class DistillTrainer(DetectionTrainer):
         if not resuming:
             self._refuse_native(overrides.get("distill_model"), config)
             MRINoiseConfig.from_options(overrides)  # before anything is loaded
-            if config.run.unlabelled:
-                check_taught(config.run)
+            check_taught(config.run)
             models = self._files.load(config.run)
             self._inheritance = Inheritance(config.run, models, overrides.get("pretrained"))
         super().__init__({**OWN_DEFAULTS, **cfg2dict(cfg)}, overrides, _callbacks)

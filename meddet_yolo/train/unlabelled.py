@@ -25,12 +25,14 @@ def check_taught(run: RunOptions) -> None:
         FileNotFoundError: If they are not there.
         ValueError: If there are no teachers, or what is named is no folder, list or YAML.
     """
-    if run.unlabelled and not run.teachers:
+    if not run.unlabelled:
+        return
+    if not run.teachers:
         raise ValueError(
             f"unlabelled={run.unlabelled} is learnt from by what teachers say of it, and there are none: pass "
             "teachers=[...] too"
         )
-    find_source(str(run.unlabelled))
+    find_source(run.unlabelled)
 
 
 def find_unlabelled(source: Source, data: dict[str, Any]) -> Unlabelled:
