@@ -11,13 +11,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["as_list", "describe", "fetch_only_what_is_asked_for", "may_fetch", "quiet", "read_keys"]
+__all__ = ["as_list", "describe", "fetch_only_what_is_asked_for", "how_to_install", "may_fetch", "quiet", "read_keys"]
 
 _MESSAGE_LIMIT = 300
 _ASKED_ONLY = "MEDDET_FETCH_ASKED_ONLY"  # for the processes that a command starts, too
 # What Ultralytics reads as it is imported: no look-up whether the network is there, and so no statistics of use and no
 # look for a newer version; nothing is installed.
 _QUIET_NETWORK = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
+
+
+def how_to_install(extra: str) -> str:
+    """Return what a message says of an extra of this package that is missing.
+
+    Examples:
+        >>> how_to_install("trt")
+        'pip install "meddet-yolo[trt]", or ".[trt]" in a checkout'
+    """
+    return f'pip install "meddet-yolo[{extra}]", or ".[{extra}]" in a checkout'
 
 
 def as_list(value: Any) -> list[Any]:

@@ -16,6 +16,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from meddet_yolo.console import how_to_install
+
 __all__ = ["RUNTIMES", "Backend", "BuildLog", "current_gpu", "gpu_info", "load_backend", "make_logger"]
 
 LOGGER = logging.getLogger("meddet_yolo.trt")
@@ -108,8 +110,7 @@ def load_backend(runtime: str) -> Backend:
     except (ImportError, OSError, RuntimeError) as error:  # its libraries may be missing or the wrong ones
         other = ", or build for RTX GPUs with runtime=rtx" if runtime == "tensorrt" else ""
         raise ImportError(
-            f'{wanted.title} is not usable here ({error}): pip install "meddet-yolo[{wanted.extra}]", or '
-            f'".[{wanted.extra}]" in a checkout{other}'
+            f"{wanted.title} is not usable here ({error}): {how_to_install(wanted.extra)}{other}"
         ) from error
     backend = Backend(runtime, module)
     if runtime == "tensorrt" and int(backend.version.split(".", 1)[0]) < 10:

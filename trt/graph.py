@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from meddet_yolo.console import how_to_install
+
 __all__ = [
     "OnnxError",
     "conv_precisions",
@@ -59,9 +61,7 @@ def require(module: str, extra: str = "export") -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise ImportError(
-            f'{module} is not installed: pip install "meddet-yolo[{extra}]", or ".[{extra}]" in a checkout'
-        ) from error
+        raise ImportError(f"{module} is not installed: {how_to_install(extra)}") from error
 
 
 def input_shape(model: Any) -> tuple[int | None, ...]:

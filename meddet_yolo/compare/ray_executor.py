@@ -10,6 +10,7 @@ from typing import Any
 
 from meddet_yolo.compare import executor
 from meddet_yolo.compare.executor import Finished, how_it_ended, start_run
+from meddet_yolo.console import how_to_install
 from meddet_yolo.registry.trust import is_trusted
 
 __all__ = ["RayExecutor"]
@@ -50,9 +51,7 @@ class RayExecutor:
         try:
             import ray
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                'executor=ray needs Ray: pip install "meddet-yolo[ray]", or ".[ray]" in a checkout'
-            ) from error
+            raise ModuleNotFoundError(f"executor=ray needs Ray: {how_to_install('ray')}") from error
         self._ray = ray
         self._ours = not ray.is_initialized()
         if self._ours:

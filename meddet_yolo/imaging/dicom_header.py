@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from meddet_yolo.console import how_to_install
 from meddet_yolo.imaging.compressed import InflatingFile
 from meddet_yolo.imaging.limits import (
     MAX_PIXELS,
@@ -90,8 +91,7 @@ def require(module: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise ImportError(
-            f'{module.partition(".")[0]} is needed to read DICOM and NIfTI: pip install "meddet-yolo[medical]", or '
-            '".[medical]" in a checkout'
+            f"{module.partition('.')[0]} is needed to read DICOM and NIfTI: {how_to_install('medical')}"
         ) from error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from meddet_yolo.console import may_fetch
+from meddet_yolo.console import how_to_install, may_fetch
 from meddet_yolo.distill.adapters.network import Network
 from meddet_yolo.distill.adapters.weights import load_exactly, read_weights
 
@@ -84,8 +84,7 @@ def open_model(name: str, file: str) -> nn.Module:
         import timm
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f'teacher timm:{name} needs the package timm: pip install "meddet-yolo[timm]", or ".[timm]" in a checkout',
-            name="timm",
+            f"teacher timm:{name} needs the package timm: {how_to_install('timm')}", name="timm"
         ) from error
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), 1)
