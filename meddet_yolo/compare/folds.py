@@ -5,6 +5,8 @@ Nothing is copied: a fold is a YAML with two lists of images, which stay where t
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from collections import Counter
@@ -18,17 +20,27 @@ import yaml
 from meddet_yolo.data.convert.csv import find_columns, table_rows
 from meddet_yolo.data.convert.patients import find_patients
 from meddet_yolo.data.convert.records import Collection, Item, pseudonym
-from meddet_yolo.data.convert.yolo import read_yolo
+from meddet_yolo.data.convert.yolo import PATIENTS_FILE, data_root, patients_by_file, read_yolo
 from meddet_yolo.data.splits import check_leakage, split_patients
 from meddet_yolo.imaging.volumes import is_volume
 
-__all__ = ["Fold", "assign_folds", "class_names", "make_folds", "patients_of", "read_images", "write_folds"]
+__all__ = [
+    "Fold",
+    "assign_folds",
+    "class_names",
+    "make_folds",
+    "own_unlabelled",
+    "patients_of",
+    "read_images",
+    "write_folds",
+]
 
 _HOW = (
     r"add patient= with a regular expression with a group, such as patient='(p\d+)_', a CSV file with the columns "
     "image and patient, a column of a CSV file beside the YAML, `folder`, or `image` if no two are of one patient"
 )
-_MOVED = ("path", "train", "val", "test", "download")  # keys of a data set's YAML that a fold's has not, or its own
+# Keys of a data set's YAML that a fold's has not, or of its own.
+_MOVED = ("path", "train", "val", "test", "unlabelled", "download")
 
 
 @dataclass(frozen=True)
@@ -39,11 +51,13 @@ class Fold:
         index: Its number.
         train: Images to train on, as absolute paths.
         held_out: Images to measure on.
+        unlabelled: Images whose labels are set aside; their patients are in neither of the others.
     """
 
     index: int
     train: tuple[str, ...]
     held_out: tuple[str, ...]
+    unlabelled: tuple[str, ...] = ()
 
 
 def read_images(data: Path, patient: str | None = None) -> list[Item]:
@@ -151,21 +165,26 @@ def assign_folds(items: Sequence[Item], folds: int, seed: int = 0) -> list[int]:
         >>> fold.count(0), fold[0] == fold[1]
         (4, True)
     """
+    table = _content_of_patients(items)
+    if folds > len(table):
+        raise ValueError(f"folds={folds}, but there are only {len(table)} patients: at most one fold a patient")
+    part = split_patients(table, {str(fold): 1 / folds for fold in range(folds)}, seed=seed)
+    return [int(part[str(item.patient)]) for item in items]
+
+
+def _content_of_patients(items: Sequence[Item]) -> dict[str, list[float]]:
+    """Return for each patient the numbers of images, of empty ones, and of boxes of each class."""
     counts: dict[str, Counter[Any]] = {}
     for item in items:
         count = counts.setdefault(str(item.patient), Counter())
         count["images"] += 1
         count["empty"] += not item.boxes
         count.update(("class", box.name) for box in item.boxes)
-    if folds > len(counts):
-        raise ValueError(f"folds={folds}, but there are only {len(counts)} patients: at most one fold a patient")
     keys = sorted({key for count in counts.values() for key in count}, key=str)
-    table = {patient: [count[key] for key in keys] for patient, count in counts.items()}
-    part = split_patients(table, {str(fold): 1 / folds for fold in range(folds)}, seed=seed)
-    return [int(part[str(item.patient)]) for item in items]
+    return {patient: [count[key] for key in keys] for patient, count in counts.items()}
 
 
-def make_folds(items: Sequence[Item], folds: int, seed: int = 0) -> list[Fold]:
+def make_folds(items: Sequence[Item], folds: int, seed: int = 0, labelled: float = 1.0) -> list[Fold]:
     """Divide a data set.
 
     Args:
@@ -173,10 +192,13 @@ def make_folds(items: Sequence[Item], folds: int, seed: int = 0) -> list[Fold]:
         folds: Number of folds over the images of train and val together, those of a test part left out; 1 keeps the
             data set's own division and measures on `test` where there is one, else on `val`.
         seed: Seed of the division.
+        labelled: Share of a fold's training patients who keep their labels, in (0, 1]; at least one does, and below 1
+            at least one does not. The images of the others become the fold's `unlabelled`.
 
     Raises:
         LeakageError: If the data set's own division has a patient on both sides.
-        ValueError: If there are more folds than patients, or the data set's own division lacks a part.
+        ValueError: If there are more folds than patients, the data set's own division lacks a part, or a fold has too
+            few patients for the share.
     """
     if folds == 1:
         held_out = "test" if any(item.split == "test" for item in items) else "val"
@@ -184,21 +206,48 @@ def make_folds(items: Sequence[Item], folds: int, seed: int = 0) -> list[Fold]:
         if {item.split for item in used} != {"train", held_out}:
             raise ValueError("folds=1 needs the parts train and val (or test) in the data set: give folds= above 1")
         check_leakage((str(item.patient), str(item.split)) for item in used)
-        return [_fold(0, used, [item.split == held_out for item in used])]
+        return [_fold(0, used, [item.split == held_out for item in used], labelled, seed)]
     used = [item for item in items if item.split != "test"]
     fold_of = assign_folds(used, folds, seed)
-    return [_fold(index, used, [fold == index for fold in fold_of]) for index in range(folds)]
+    return [_fold(index, used, [fold == index for fold in fold_of], labelled, seed) for index in range(folds)]
 
 
-def _fold(index: int, items: Sequence[Item], held_out: Sequence[bool]) -> Fold:
-    sides: tuple[list[str], list[str]] = ([], [])
-    for item, out in zip(items, held_out, strict=True):
-        sides[out].append(str(item.path))
-    return Fold(index, tuple(sorted(sides[0])), tuple(sorted(sides[1])))
+def _fold(index: int, items: Sequence[Item], held_out: Sequence[bool], labelled: float, seed: int) -> Fold:
+    train = [item for item, out in zip(items, held_out, strict=True) if not out]
+    measured = [item for item, out in zip(items, held_out, strict=True) if out]
+    aside: set[str] = set()
+    if labelled < 1:
+        shares = {"labelled": labelled, "unlabelled": 1 - labelled}
+        part = split_patients(_content_of_patients(train), shares, seed=seed)
+        aside = {patient for patient, name in part.items() if name == "unlabelled"}
+    kept = [item for item in train if str(item.patient) not in aside]
+    rest = [item for item in train if str(item.patient) in aside]
+    return Fold(index, _paths(kept), _paths(measured), _paths(rest))
+
+
+def _paths(items: Sequence[Item]) -> tuple[str, ...]:
+    return tuple(sorted(str(item.path) for item in items))
+
+
+def own_unlabelled(data: Path) -> list[str]:
+    """Return the folders and lists of images without labels that a data set's YAML names under `unlabelled`.
+
+    Raises:
+        ValueError: If that is neither a path nor a list of paths.
+    """
+    content = yaml.safe_load(data.read_text(encoding="utf-8-sig"))
+    given = content.get("unlabelled") or []
+    places = [given] if isinstance(given, str) else given
+    if not isinstance(places, list) or not all(isinstance(place, str) for place in places):
+        raise ValueError(f"{data}: unlabelled must be a folder or a list of images, or several, got {given!r}")
+    return [str((data_root(content, data) / place).resolve()) for place in places]
 
 
 def write_folds(folder: Path, data: Path, items: Sequence[Item], folds: Sequence[Fold]) -> dict[int, Path]:
     """Write the folds as data sets that Ultralytics reads, and who is in which.
+
+    Images without labels, those of the data set and those whose labels are set aside, stand under `unlabelled`; a table
+    of patients beside each YAML lets a training leave out those who are held out.
 
     Args:
         folder: Where to; files that are there already must say the same.
@@ -212,31 +261,50 @@ def write_folds(folder: Path, data: Path, items: Sequence[Item], folds: Sequence
     Raises:
         ValueError: If the folder holds other folds.
     """
-    used = {image for fold in folds for image in (*fold.train, *fold.held_out)}
-    record = {
-        "patients": {str(item.path): str(item.patient) for item in items if str(item.path) in used},
+    used = {image for fold in folds for image in (*fold.train, *fold.held_out, *fold.unlabelled)}
+    whose = {str(item.path): str(item.patient) for item in items if str(item.path) in used}
+    record: dict[str, Any] = {
+        "patients": whose,
         "held_out": {str(fold.index): list(fold.held_out) for fold in folds},
     }
+    if any(fold.unlabelled for fold in folds):
+        record["unlabelled"] = {str(fold.index): list(fold.unlabelled) for fold in folds}
     table = folder / "folds.json"
     if table.is_file() and json.loads(table.read_text(encoding="utf-8")) != record:
         raise ValueError(
-            f"{folder.parent} was begun with other images, patients or folds: give the same data=, folds=, fold_seed= "
-            "and patient=, or another out="
+            f"{folder.parent} was begun with other images, patients or folds: give the same data=, folds=, fold_seed=, "
+            "labelled= and patient=, or another out="
         )
     content = yaml.safe_load(data.read_text(encoding="utf-8-sig"))
     rest = {key: value for key, value in content.items() if key not in _MOVED}
+    more = own_unlabelled(data)
+    patients = _table_of_patients(data, whose) if more or "unlabelled" in record else ""
     paths = {}
     for fold in folds:
         place = folder / f"fold{fold.index}"
         place.mkdir(parents=True, exist_ok=True)
-        for name, images in (("train", fold.train), ("val", fold.held_out)):
-            (place / f"{name}.txt").write_text("".join(f"{image}\n" for image in images), encoding="utf-8")
+        for name, images in (("train", fold.train), ("val", fold.held_out), ("unlabelled", fold.unlabelled)):
+            if images:
+                (place / f"{name}.txt").write_text("".join(f"{image}\n" for image in images), encoding="utf-8")
         paths[fold.index] = place / "data.yaml"
-        lists = {"train": "train.txt", "val": "val.txt"}
+        lists: dict[str, Any] = {"train": "train.txt", "val": "val.txt"}
+        if more or fold.unlabelled:
+            lists["unlabelled"] = [*(["unlabelled.txt"] if fold.unlabelled else []), *more]
+        if patients:
+            (place / PATIENTS_FILE).write_text(patients, encoding="utf-8")
         text = yaml.safe_dump({**lists, **rest}, sort_keys=False, allow_unicode=True)
         paths[fold.index].write_text(text, encoding="utf-8")
     table.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return paths
+
+
+def _table_of_patients(data: Path, patients: Mapping[str, str]) -> str:
+    """Return a table of the patients of all images; the data set's own table, which has more of them, comes first."""
+    known = {**patients, **patients_by_file(data.parent / PATIENTS_FILE)}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([("image", "patient"), *sorted(known.items())])
+    return text.getvalue()
 
 
 def class_names(data: Path) -> list[str]:

@@ -77,7 +77,8 @@ class RunSpec:
         seed: Seed of the training.
         fold: Fold that is held out.
         model: Model YAML or checkpoint to start from.
-        training: All other keys of the training. A teacher's file stands in there as the name of its run in `<...>`.
+        training: All other keys of the training. A teacher's file stands in there as the name of its run in `<...>`;
+            `unlabelled: auto` are the images without labels of the fold.
         trained: Whether the model is trained; a checkpoint that is given is only measured.
         needs: Names of the runs that must be finished before.
         digest: Hash of the model's file, where it is one of the user's.
@@ -133,6 +134,11 @@ class Plan:
                         spec = self._run(student, method, seed, fold)
                         runs[spec.name] = spec
         return list(runs.values())
+
+    @property
+    def learns_unlabelled(self) -> bool:
+        """Whether a method learns from the images without labels of its fold."""
+        return any({**self.training, **method.keys}.get("unlabelled") == "auto" for method in self.methods)
 
     def _teacher_run(self, teacher: Teacher, fold: int) -> RunSpec:
         training = {**self.training, **teacher.keys}

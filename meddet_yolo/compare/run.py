@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from meddet_yolo.compare.executor import Executor, LocalExecutor, devices_of
-from meddet_yolo.compare.folds import class_names, make_folds, read_images, write_folds
+from meddet_yolo.compare.folds import class_names, make_folds, own_unlabelled, read_images, write_folds
 from meddet_yolo.compare.harness import execute, failed_runs, locked, prepare
 from meddet_yolo.compare.plan import Plan
 from meddet_yolo.compare.plan_reader import make_plan
@@ -39,6 +39,7 @@ class _Settings:
     out: Any = "compare-out"
     patient: str | None = None
     fold_seed: int = 0
+    labelled: float = 1.0
     device: Any = None
     jobs: int | None = None
     threads: int = 1
@@ -62,6 +63,7 @@ def compare(
     cfg: str | Path | None = None,
     patient: str | None = None,
     fold_seed: int | None = None,
+    labelled: float | None = None,
     device: Any = None,
     jobs: int | None = None,
     threads: int | None = None,
@@ -96,6 +98,9 @@ def compare(
         cfg: A YAML with any of these keys; those given beside it win.
         patient: What tells the patient of an image, see `meddet_yolo.compare.folds.read_images`.
         fold_seed: Seed of the division into folds. Default: 0.
+        labelled: Share of the training patients of each fold who keep their labels, in (0, 1]; the images of the others
+            are what a method with `unlabelled: auto` learns from, beside those that the data set's YAML has under
+            `unlabelled`. Teachers are trained on what has labels. Default: 1.
         device: Device, or several GPUs that the runs are spread over. Default: all GPUs, or the CPU.
         jobs: Number of runs at once. Default: one for each GPU; on the CPU as many as its cores allow.
         threads: Threads of each run. Default: 1.
@@ -133,7 +138,12 @@ def compare(
     data_set = Path(settings.data).expanduser().resolve()
     plan = make_plan(settings.student, settings.methods, settings.teachers, settings.seeds, settings.folds, shared)
     items = read_images(data_set, settings.patient)
-    folds_made = make_folds(items, settings.folds, settings.fold_seed)
+    folds_made = make_folds(items, settings.folds, settings.fold_seed, settings.labelled)
+    if plan.learns_unlabelled and not own_unlabelled(data_set) and not folds_made[0].unlabelled:
+        raise ValueError(
+            f"unlabelled=auto, but there are no images without labels: set some aside with labelled=0.1, or name them "
+            f"under `unlabelled` in {data_set}"
+        )
     place, runs = Path(settings.out).expanduser().resolve(), plan.runs()
     if settings.report:
         return _report(place, plan, data_set, settings, merged)
@@ -196,5 +206,8 @@ def _check(settings: _Settings) -> None:
                                ("workers", settings.workers, 0), ("rounds", settings.rounds, 1)):  # fmt: skip
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+    share = settings.labelled
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise ValueError(f"labelled={share!r}: expected a share of the training patients above 0 and at most 1")
     if settings.executor not in ("local", "ray"):
         raise ValueError(f"executor={settings.executor!r} is unknown: expected local or ray")

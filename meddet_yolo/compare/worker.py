@@ -80,6 +80,8 @@ def _do(run: Path, options: dict[str, Any]) -> None:
     spec = read_json(run / SPEC)
     training = {key: _with_files(value, run) for key, value in spec["training"].items()}
     data = (run / spec["data"]).resolve()
+    if training.get("unlabelled") == "auto":
+        training["unlabelled"] = str(data)
     begun = time.monotonic()
     trained = _Training(run, spec, training, data, options)
     weights = run / WEIGHTS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from ultralytics.utils import LOGGER, RANK
 from meddet_yolo.data.convert.patients import dicom_patient
 from meddet_yolo.data.convert.pixels import read_picture
 from meddet_yolo.data.convert.records import Item
-from meddet_yolo.data.convert.yolo import PATIENTS_FILE, data_root, load_yaml
+from meddet_yolo.data.convert.yolo import PATIENTS_FILE, data_root, load_yaml, patients_by_file
 from meddet_yolo.data.dataset import MedDetDataset
 from meddet_yolo.data.duplicates import fingerprint
 from meddet_yolo.imaging.limits import MAX_PIXELS, VolumeError, checked_max_pixels
@@ -276,16 +275,8 @@ def _labelled_images(data: Mapping[str, Any], part: str) -> _Part:
 
 def _patients(data: Mapping[str, Any]) -> dict[str, str]:
     """Return the patient of every image file that the table beside the data set's YAML tells of."""
-    folder = Path(str(data.get("yaml_file") or data.get("path") or ".")).resolve().parent
-    table = folder / PATIENTS_FILE
-    if not table.is_file():
-        return {}
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as rows:
-            pairs = [(str((folder / row["image"]).resolve()), row["patient"]) for row in csv.DictReader(rows)]
-    except (csv.Error, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{table} is no table with the columns image and patient: mend it or take it away") from error
-    return {image: patient for image, patient in pairs if patient}
+    yaml_file = Path(str(data.get("yaml_file") or data.get("path") or ".")).resolve()
+    return patients_by_file(yaml_file.parent / PATIENTS_FILE)
 
 
 def _look_at(file: str, max_pixels: int) -> tuple[str, str | Skipped]:

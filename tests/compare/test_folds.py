@@ -1,13 +1,23 @@
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meddet_yolo.compare.folds import assign_folds, make_folds, patients_of, read_images, write_folds
+from meddet_yolo.compare.folds import (
+    assign_folds,
+    make_folds,
+    own_unlabelled,
+    patients_of,
+    read_images,
+    write_folds,
+)
 from meddet_yolo.data.convert.records import Item, NamedBox
 from meddet_yolo.data.splits import LeakageError
+from meddet_yolo.data.unlabelled import find_source, gather
 
 
 @settings(max_examples=60, deadline=None)
@@ -115,3 +125,47 @@ def test_written_folds_list_the_images_where_they_are(data_set, tmp_path):
     write_folds(tmp_path / "out" / "folds", data_set, items, folds)
     with pytest.raises(ValueError, match="other images, patients or folds"):
         write_folds(tmp_path / "out" / "folds", data_set, items, make_folds(items, 2))
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_labels_are_set_aside_by_patient_in_every_fold(data_set, tmp_path, folds):
+    items = read_images(data_set, r"(p\d+)_")
+    whole = make_folds(items, folds)
+    made = make_folds(items, folds, labelled=0.5)
+    patient = {str(item.path): item.patient for item in items}
+    for before, fold in zip(whole, made, strict=True):
+        assert fold.held_out == before.held_out
+        assert sorted(fold.train + fold.unlabelled) == list(before.train)
+        kept, aside = ({patient[image] for image in images} for images in (fold.train, fold.unlabelled))
+        assert kept.isdisjoint(aside)
+        assert len(kept) == round(len(kept | aside) / 2)
+    paths = write_folds(tmp_path / "folds", data_set, items, made)
+    for fold in made:
+        (listed,) = find_source(paths[fold.index]).places
+        assert tuple(Path(listed).read_text().split()) == fold.unlabelled
+    with pytest.raises(ValueError, match="labelled="):
+        write_folds(tmp_path / "folds", data_set, items, whole)
+
+
+def test_images_without_labels_of_the_data_set_stay_but_not_those_of_patients_held_out(data_set, tmp_path):
+    extra = data_set.parent / "images" / "more"
+    extra.mkdir()
+    pictures = {path: number for number, path in enumerate(sorted((data_set.parent / "images").glob("*/*.png")))}
+    for name in ("p0_7", "p4_7", "p9_7"):
+        pictures[extra / f"{name}.png"] = 100 + len(pictures)
+    for path, number in pictures.items():
+        cv2.imwrite(str(path), np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8))
+    rows = [f"images/{path.parent.name}/{path.name},{path.name[:2]}" for path in pictures]
+    (data_set.parent / "patients.csv").write_text("\n".join(["image,patient", *rows]))
+    data_set.write_text(data_set.read_text() + "unlabelled: images/more\n")
+    assert own_unlabelled(data_set) == [str(extra.resolve())]
+    items = read_images(data_set)
+    (fold,) = make_folds(items, 1, labelled=0.5)
+    path = write_folds(tmp_path / "folds", data_set, items, [fold])[0]
+    found = gather(find_source(path), {**yaml.safe_load(path.read_text()), **_parts(path), "yaml_file": str(path)})
+    assert sorted(found.images) == sorted([*fold.unlabelled, str(extra / "p0_7.png"), str(extra / "p9_7.png")])
+    assert [skipped.path.name for skipped in found.skipped] == ["p4_7.png"]
+
+
+def _parts(path: Path) -> dict[str, str]:
+    return {part: str(path.parent / f"{part}.txt") for part in ("train", "val")}

@@ -84,6 +84,16 @@ def test_a_run_that_is_killed_goes_on(arguments, tmp_path):
     assert all(row["finished"] == row["planned"] and not row["failed"] for row in table(tmp_path / "out")["rows"])
 
 
+def test_labels_are_set_aside_for_all_methods_alike(arguments, tmp_path):
+    methods = ["none", {"more": {"distill": "response", "unlabelled": "auto"}}]
+    compare(out=tmp_path / "out", **{**arguments, "methods": methods, "labelled": 0.5})
+    data = {json.loads(file.read_text())["data"] for file in (tmp_path / "out").glob("runs/*-fold0/run.json")}
+    assert data == {"../../folds/fold0/data.yaml"}
+    lists = [(tmp_path / "out/folds/fold0" / f"{name}.txt").read_text().split() for name in ("train", "unlabelled")]
+    assert [len(images) for images in lists] == [4, 2]
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["settings"]["labelled"] == 0.5
+
+
 def test_a_run_that_fails_is_tried_twice_and_named_with_its_reason(arguments, tmp_path, capsys):
     arguments["methods"] = ["none", {"bad": {}}]
     text = compare(out=tmp_path / "out", **arguments)
@@ -165,6 +175,9 @@ def test_a_plan_is_read_from_a_file_and_what_is_given_wins(arguments, tmp_path):
         ({"folds": 7}, "folds=7, but there are only 6 patients"),
         ({"patient": None}, "add patient="),
         ({"jobs": 0}, "jobs=0"),
+        ({"labelled": 0}, "labelled=0: expected a share"),
+        ({"labelled": 1.5}, "labelled=1.5: expected a share"),
+        ({"methods": [{"more": {"distill": "response", "unlabelled": "auto"}}]}, "set some aside with labelled=0.1"),
         ({"threads": "two"}, "threads='two'"),
         ({"cfg": "nothing.yaml"}, "cfg=nothing.yaml: no such file"),
         ({"epohs": 3}, "did you mean 'epochs'"),

@@ -40,12 +40,14 @@ def data(tiny_data: Path, tmp_path: Path) -> Path:
 def out(data: Path, tmp_path: Path):
     """Prepare a comparison on the tiny data set; returns its folder and a function that makes the runs of a plan."""
 
-    def make(epochs=2, **arguments):
+    def make(epochs=2, labelled=1.0, **arguments):
         training = {"imgsz": 64, "epochs": epochs, "batch": 4, "cache": False}
         given = {"student": "yolo11n.yaml", "methods": ["none"], "teachers": [], **arguments}
         plan = make_plan(seeds=1, folds=2, training=training, **given)
         items, folder = read_images(data), tmp_path / "out"
-        prepare(folder, plan.runs(), write_folds(folder / "folds", data, items, make_folds(items, 2)))
+        prepare(
+            folder, plan.runs(), write_folds(folder / "folds", data, items, make_folds(items, 2, labelled=labelled))
+        )
         return plan.runs()
 
     return tmp_path / "out", make
@@ -125,4 +127,19 @@ def test_a_real_run_ends_with_its_comparison_and_resumes_from_its_last_epoch(out
     assert (place / "weights.pt").is_file() and len(load_predictions(place / FOUND)) == 4
     assert not (place / "train" / "weights").exists()
     assert len((place / "train" / "results.csv").read_text().splitlines()) == 5
+    assert sorted(data.parent.rglob("*")) == before
+
+
+@pytest.mark.slow("trains")
+def test_a_student_learns_from_the_images_whose_labels_its_fold_has_set_aside(out, tiny_teachers, data):
+    folder, make = out
+    before = sorted(data.parent.rglob("*"))
+    method = {"more": {"distill": "response", "unlabelled": "auto"}}
+    run = make(epochs=1, labelled=0.5, methods=[method], teachers=[str(tiny_teachers[0])])[1]
+    place = folder / RUNS / run.name
+    assert main([str(place), HOW]) == 0
+    header, values = [line.split(",") for line in (place / "train" / "results.csv").read_text().splitlines()]
+    assert float(values[header.index("distill/unlabelled_images")]) > 0
+    images = [(folder / "folds" / "fold0" / f"{part}.txt").read_text().split() for part in ("train", "unlabelled")]
+    assert all(images) and set(images[0]).isdisjoint(images[1])
     assert sorted(data.parent.rglob("*")) == before

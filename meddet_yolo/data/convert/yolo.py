@@ -15,7 +15,7 @@ from meddet_yolo.data.splits import SPLITS
 from meddet_yolo.imaging.limits import MAX_PIXELS
 from meddet_yolo.imaging.volumes import is_volume, open_volume, reason_of, stem_of
 
-__all__ = ["PATIENTS_FILE", "data_root", "label_file", "load_yaml", "read_yolo"]
+__all__ = ["PATIENTS_FILE", "data_root", "label_file", "load_yaml", "patients_by_file", "read_yolo"]
 
 _LARGEST = 1 << 22  # bytes of a YAML
 
@@ -68,7 +68,7 @@ def read_yolo(data: Path, max_pixels: int = MAX_PIXELS) -> Collection:
         raise ValueError(f"{data} is no YAML of a data set: expected train, val and names in it")
     names = _names(content["names"], data)
     collection = Collection(data_root(content, data), names=names)
-    patients = _patients(data.parent / PATIENTS_FILE)
+    patients = {Path(image).name: who for image, who in patients_by_file(data.parent / PATIENTS_FILE).items()}
     for part in SPLITS:
         for path in _images(collection.root, content.get(part), part):
             try:
@@ -173,11 +173,21 @@ def _corners(values: list[float]) -> tuple[float, float, float, float]:
     return min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
 
 
-def _patients(file: Path) -> dict[str, str]:
-    if not file.is_file():
+def patients_by_file(table: Path) -> dict[str, str]:
+    """Return the patient of every image that a conversion's table of patients has, by the image's full path.
+
+    Args:
+        table: The file, in which paths are relative to its folder; one that is not there has no images.
+
+    Raises:
+        ValueError: If it is no such table.
+    """
+    if not table.is_file():
         return {}
+    folder = table.parent
     try:
-        with file.open(newline="", encoding="utf-8-sig") as rows:
-            return {Path(row["image"]).name: row["patient"] for row in csv.DictReader(rows)}
+        with table.open(newline="", encoding="utf-8-sig") as rows:
+            pairs = [(str((folder / row["image"]).resolve()), row["patient"]) for row in csv.DictReader(rows)]
     except (csv.Error, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is no table with the columns image and patient: mend it or take it away") from error
+        raise ValueError(f"{table} is no table with the columns image and patient: mend it or take it away") from error
+    return {image: patient for image, patient in pairs if patient}
