@@ -60,11 +60,12 @@ class NmODE2Detect(Detect):
         ch: Channels of the feature maps, one per level.
         branches: Which branches end in nmODE²: any of "cls" and "reg", possibly none (then the head equals `Detect`).
         inject: "beside", "gate", "act" or "conv", see above.
+        levels: Which levels have it, by number from the finest, 0; all by default. Most of its cost is on the finest.
         legacy: Classification branch of plain 3x3 convolutions (YOLOv8 and before) in place of depthwise ones.
         **ode: Options of `NmODE2Activation` (`t_end`, `solver`, `steps`, ...).
 
     Raises:
-        ValueError: If `branches` or `inject` is not one of the values above.
+        ValueError: If `branches`, `inject` or `levels` is not one of the values above.
 
     Example:
         >>> head = NmODE2Detect(nc=2, ch=(16, 32), branches=["cls"])
@@ -75,6 +76,7 @@ class NmODE2Detect(Detect):
 
     branches: tuple[str, ...]
     inject: str
+    levels: tuple[int, ...] | None = None  # of heads pickled before there was a choice, too
     ode: dict[str, Any]
 
     def __init__(
@@ -86,17 +88,24 @@ class NmODE2Detect(Detect):
         *,
         branches: Iterable[str] = BRANCHES,
         inject: str = "act",
+        levels: Iterable[int] | None = None,
         legacy: bool = False,
         **ode: Any,
     ) -> None:
         """Build the head; see the class for the arguments."""
         self.legacy = legacy  # read while the stock layers are built; an attribute of ours, never of the class
         super().__init__(nc, reg_max, end2end, list(ch))
-        self._equip(branches, inject, ode)
+        self._equip(branches, inject, levels, ode)
 
     @classmethod
     def from_detect(
-        cls, stock: Detect, *, branches: Iterable[str] = BRANCHES, inject: str = "act", **ode: Any
+        cls,
+        stock: Detect,
+        *,
+        branches: Iterable[str] = BRANCHES,
+        inject: str = "act",
+        levels: Iterable[int] | None = None,
+        **ode: Any,
     ) -> NmODE2Detect:
         """Turn a stock head into ours. The layers are taken over, not copied: do not use `stock` afterwards.
 
@@ -104,6 +113,7 @@ class NmODE2Detect(Detect):
             stock: An unfused `Detect` of any layout.
             branches: See the class.
             inject: See the class.
+            levels: See the class.
             **ode: See the class.
 
         Returns:
@@ -123,10 +133,10 @@ class NmODE2Detect(Detect):
         head = cls.__new__(cls)
         head.__dict__ = stock.__dict__
         head.legacy = isinstance(stock.cv3[0][0], Conv)  # the class attribute may belong to a model parsed since
-        head._equip(branches, inject, ode)
+        head._equip(branches, inject, levels, ode)
         return head
 
-    def _equip(self, branches: Iterable[str], inject: str, ode: dict[str, Any]) -> None:
+    def _equip(self, branches: Iterable[str], inject: str, levels: Iterable[int] | None, ode: dict[str, Any]) -> None:
         """Check the options, keep them, and put nmODE² into every branch that is there."""
         branches = (branches,) if isinstance(branches, str) else tuple(branches)
         if unknown := [b for b in branches if b not in BRANCHES]:
@@ -136,6 +146,7 @@ class NmODE2Detect(Detect):
         NmODE2Activation(**ode)  # refuses bad options even where no branch uses them
         self.branches = tuple(b for b in BRANCHES if b in branches)
         self.inject = inject
+        self.levels = None if levels is None else self._checked(levels)
         self.ode = ode
         for name in _SETS:
             if getattr(self, name, None) is not None:
@@ -143,6 +154,17 @@ class NmODE2Detect(Detect):
         for name in ("nmode_reg", "nmode_cls"):  # as the stock head does: both sets start from the same weights
             if hasattr(self, f"one2one_{name}"):
                 setattr(self, f"one2one_{name}", deepcopy(getattr(self, name)))
+
+    def _checked(self, levels: Iterable[int]) -> tuple[int, ...]:
+        """Return the numbers of levels in order."""
+        given = list(levels) if isinstance(levels, Iterable) else [levels]
+        if not given or any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < self.nl for n in given):
+            raise ValueError(f"levels={levels!r}: expected numbers from 0, the finest, to {self.nl - 1}")
+        return tuple(sorted(set(given)))
+
+    def _ends_in_ode(self, branch: str, index: int) -> bool:
+        """Whether a branch ends in nmODE² at a level."""
+        return branch in self.branches and (self.levels is None or index in self.levels)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Keep nmODE² where it belongs when Ultralytics replaces the layers of a branch.
@@ -157,23 +179,24 @@ class NmODE2Detect(Detect):
         """Put nmODE² into the layers of one branch, given by its attribute (`cv2`, `one2one_cv3`, ...)."""
         branch, extra = _SETS[name]
         levels = getattr(self, name)
-        as_activation = self.inject == "act" and branch in self.branches
-        for level in levels:
+        for index, level in enumerate(levels):
             conv = _last_conv(level)
-            if as_activation:
+            here = self._ends_in_ode(branch, index)
+            if here and self.inject == "act":
                 fresh = not isinstance(conv.act, NmODE2Activation)
                 conv.act = self._activation()
                 if fresh:
                     self._start(conv)
-            elif self.inject == "beside" and branch in self.branches:
+            elif here and self.inject == "beside":
                 conv.act = self._beside(level)
             elif isinstance(conv.act, NmODE2Activation | NmODE2Beside):  # layers taken from a head with other options
                 conv.act = _stock_act(level)
         if self.inject in _BLOCKS and branch in self.branches:
-            widths = [level[-1].in_channels for level in levels]
-            blocks = getattr(self, extra, None)
-            if blocks is None or widths != [block.conv.in_channels for block in blocks]:
-                setattr(self, extra, nn.ModuleList(self._block(level[-1]) for level in levels))
+            before = {index: level[-1] for index, level in enumerate(levels) if self._ends_in_ode(branch, index)}
+            widths = [before[index].in_channels if index in before else None for index in range(len(levels))]
+            if widths != [_width(block) for block in getattr(self, extra, None) or ()]:
+                blocks = (self._block(before[n]) if n in before else nn.Identity() for n in range(len(levels)))
+                setattr(self, extra, nn.ModuleList(blocks))
 
     def _activation(self) -> NmODE2Activation:
         return NmODE2Activation(**{**_ODE_DEFAULTS, **self.ode})
@@ -200,8 +223,8 @@ class NmODE2Detect(Detect):
         back little of its input. What the other forms add is not in such weights and needs nothing.
         """
         for name, (branch, _) in _SETS.items():
-            if self.inject == "act" and branch in self.branches:
-                for level in getattr(self, name, None) or ():
+            for index, level in enumerate(getattr(self, name, None) or ()):
+                if self.inject == "act" and self._ends_in_ode(branch, index):
                     self._start(_last_conv(level))
 
     def _block(self, prediction: nn.Conv2d) -> nn.Module:
@@ -277,15 +300,17 @@ class NmODE2Detect(Detect):
             if levels is None or branch not in self.branches or self.inject == "gate":  # a gate has no constants
                 continue
             blocks = getattr(self, extra) if self.inject == "conv" else [_last_conv(level) for level in levels]
-            for level, block in zip(levels, blocks, strict=True):
-                block.act.fold_into(level[-1])
+            for index, (level, block) in enumerate(zip(levels, blocks, strict=True)):
+                if self._ends_in_ode(branch, index):
+                    block.act.fold_into(level[-1])
         for m in self.modules():
             if isinstance(m, NmODE2 | NmODE2Gate):
                 m.fuse()
 
     def extra_repr(self) -> str:
         """Return the options that tell this head from another."""
-        ode = "".join(f", {k}={v}" for k, v in self.ode.items())
+        ode = "" if self.levels is None else f", levels={list(self.levels)}"
+        ode += "".join(f", {k}={v}" for k, v in self.ode.items())
         return (
             f"nc={self.nc}, reg_max={self.reg_max}, one2one={getattr(self, 'one2one_cv2', None) is not None}, "
             f"branches=[{', '.join(self.branches)}], inject={self.inject}{ode}"
@@ -307,6 +332,11 @@ def _compose(*layers: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return x
 
     return run
+
+
+def _width(block: Any) -> int | None:
+    """Return the channels of an nmODE² block; None of what stands where there is none."""
+    return None if isinstance(block, nn.Identity) else int(block.conv.in_channels)
 
 
 def _last_conv(level: nn.Sequential) -> Conv:

@@ -202,7 +202,7 @@ LAYERS: dict[str, _Layer] = {
         "Detect",
         "[nc, {options}]",
         _nmode2_detect,
-        lambda: _ode_options("branches", "inject"),
+        lambda: _ode_options("branches", "inject", "levels"),
     ),
     "NmODE2Block": _Layer(
         "meddet_yolo.nn.blocks",

@@ -75,8 +75,12 @@ def concatenation(a: int, b: int, c: int) -> Rows:
     return Rows((-1, Conv(3, a)), (-1, Conv(a, b)), ([0, 1], Concat(1)), (-1, Conv(a + b, c)))
 
 
-def equipped(inject: str, width: float = 0.125, layout: str = "meddet11-n", **settings) -> DetectionModel:
+def equipped(
+    inject: str, width: float = 0.125, layout: str = "meddet11-n", levels: list[int] | None = None, **settings
+) -> DetectionModel:
     """Return a detector whose head has nmODE² in both branches, in one of its forms."""
     head = YAML.load(ROOT / "cfg" / "models" / f"{layout}.yaml")["head"]
     head[-1][3][1].update(inject=inject, branches=["cls", "reg"])
+    if levels is not None:
+        head[-1][3][1]["levels"] = levels
     return build(layout, width, head=head, **settings)

@@ -31,6 +31,13 @@ class TestNmODE2:
         assert reason == "nothing like it in the teacher"
         assert {name.split(".")[2] for name in names} == left
 
+    @pytest.mark.parametrize("inject", ["act", "beside", "gate", "conv"])
+    def test_levels_without_it_take_the_rest(self, inject):
+        student, teacher = (equipped(inject, levels=[1, 2], seed=seed) for seed in (1, 2))
+        assert inherit(student, teacher).share == 1.0
+        assert all(torch.equal(a, b) for a, b in zip(outputs(student), outputs(teacher), strict=True))
+        inherit(equipped(inject, levels=[1, 2]), equipped(inject, 0.25))
+
     def test_a_stock_student_takes_all_but_nmode2(self):
         for inject in ("beside", "gate", "conv"):
             assert inherit(build("yolo11"), equipped(inject, 0.25)).share == 1.0
