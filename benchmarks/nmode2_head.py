@@ -36,14 +36,16 @@ from meddet_yolo.trt.onnx_export import export_onnx
 from meddet_yolo.trt.openvino_export import export_openvino
 
 STOCK = {"meddet": "yolo26", "meddet11": "yolo11"}
+COARSE = "coarse"  # at P4 and P5 only
 
 
-def build(name: str, nc: int, inject: str | None = None) -> MedDet:
+def build(name: str, nc: int, form: str | None = None) -> MedDet:
     """Return a model of a layout with another number of classes, and form of its nmODE² head if it has one."""
     layout = tasks.yaml_model_load(name) | {"nc": nc}
     layout.pop("yaml_file")
-    if inject:
-        layout["head"][-1][3][1]["inject"] = inject
+    if form:
+        inject, _, where = form.partition("-")
+        layout["head"][-1][3][1] |= {"inject": inject, "levels": [1, 2] if where == COARSE else None}
     YAML.save(name, layout)  # in the working folder; its name carries the scale
     torch.manual_seed(0)
     model = MedDet(name)
@@ -95,7 +97,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="meddet-n.yaml", help="a MedDet layout")
     parser.add_argument("--nc", type=int, default=80, help="number of classes")
-    parser.add_argument("--forms", nargs="+", choices=INJECTIONS, default=["beside", "gate", "act"])
+    parser.add_argument(
+        "--forms",
+        nargs="+",
+        choices=[f"{form}{where}" for form in INJECTIONS for where in ("", f"-{COARSE}")],
+        default=["beside", "gate", "gate-coarse", "act"],
+    )
     parser.add_argument("--imgsz", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=101)
@@ -107,20 +114,22 @@ def main() -> None:
     stock = f"{STOCK[family]}{scale}.yaml"
     calls: dict[str, dict[str, Callable[[], np.ndarray]]] = {"PyTorch": {}, "ONNX Runtime": {}, "OpenVINO": {}}
     with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)  # exports are written beside the layout's name
-        for inject in (None, *args.forms):
-            make = partial(build, args.model if inject else stock, args.nc, inject)
-            name = f"{args.model}, {inject}" if inject else stock
+        for form in (None, *args.forms):
+            place = Path(folder, form or "stock")  # exports are written beside the layout's name
+            place.mkdir()
+            os.chdir(place)  # one for each, as OpenVINO goes on reading the files that it has loaded
+            make = partial(build, args.model if form else stock, args.nc, form)
+            name = f"{args.model}, {form}" if form else stock
             onnx = YOLO.export(make(), format="onnx", imgsz=args.imgsz, verbose=False)
             folder_of_xml = YOLO.export(make(), format="openvino", imgsz=args.imgsz, verbose=False)
             torch.set_num_threads(args.threads)  # an export may have changed it
             calls["PyTorch"][name] = pytorch_call(make(), image)
             calls["ONNX Runtime"][name] = onnx_call(onnx, image, args.threads)
             calls["OpenVINO"][name] = openvino_call(folder_of_xml, image, args.threads)
-            if inject:
+            if form:
                 ours = f"{name}, meddet export"
-                onnx = export_onnx(make(), f"{inject}.onnx", imgsz=args.imgsz)
-                folder_of_xml = export_openvino(make(), f"{inject}_openvino_model", imgsz=args.imgsz)
+                onnx = export_onnx(make(), f"{form}.onnx", imgsz=args.imgsz)
+                folder_of_xml = export_openvino(make(), f"{form}_openvino_model", imgsz=args.imgsz)
                 torch.set_num_threads(args.threads)
                 calls["ONNX Runtime"][ours] = onnx_call(str(onnx), image, args.threads)
                 calls["OpenVINO"][ours] = openvino_call(str(folder_of_xml), image, args.threads)
