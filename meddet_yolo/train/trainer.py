@@ -8,6 +8,7 @@ a plain detector at any moment of a run.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,19 @@ class DistillTrainer(DetectionTrainer):
             self.add_callback("on_train_epoch_end", _end_epoch)
             self.add_callback("on_train_epoch_end", _report_epoch)
 
+    @property
+    def save_dir(self) -> Path:
+        """Folder of the run."""
+        return self._save_dir
+
+    @save_dir.setter
+    def save_dir(self, folder: Path) -> None:
+        """Refuse a folder in which another process is training, before the stock constructor clears it."""
+        if RANK == -1 and (folder / _LOCK).is_file():
+            with _folder_of_its_own(folder):
+                pass
+        self._save_dir = folder
+
     # Arguments ------------------------------------------------------------------------------------------------------
 
     @staticmethod
@@ -213,8 +227,7 @@ class DistillTrainer(DetectionTrainer):
         if RANK != -1:  # a worker of a training that holds the folder
             super().train()
             return
-        busy = f"another process is training in {self.save_dir}: wait for it, or choose another project= or name="
-        with alone(self.save_dir / _LOCK, busy):
+        with _folder_of_its_own(self.save_dir):
             super().train()
 
     def _do_train(self) -> None:
@@ -422,6 +435,13 @@ class DistillTrainer(DetectionTrainer):
         super().final_eval()
         if RANK in {-1, 0}:
             Sidecar(self.wdir).remove()
+
+
+def _folder_of_its_own(folder: Path) -> AbstractContextManager[None]:
+    """Hold a run's folder while a training writes to it."""
+    return alone(
+        folder / _LOCK, f"another process is training in {folder}: wait for it, or choose another project= or name="
+    )
 
 
 def _is_file(value: Any) -> bool:

@@ -131,3 +131,12 @@ def test_a_second_training_in_a_folder_is_refused(tmp_path: Path, tiny_data: Pat
     ):
         trainer.train()
     assert not (trainer.save_dir / "results.csv").exists()
+    kept = {name: b"of the first" for name in ("args.yaml", "results.csv")}
+    for name, content in kept.items():
+        (trainer.save_dir / name).write_bytes(content)
+    with (
+        alone(trainer.save_dir / ".train.lock", ""),
+        pytest.raises(BlockingIOError, match="another process is training"),
+    ):
+        DistillTrainer(overrides={**settings, "exist_ok": True, "epochs": 1, "plots": False, "device": "cpu"})
+    assert {name: (trainer.save_dir / name).read_bytes() for name in kept} == kept
