@@ -192,10 +192,10 @@ class NmODE2Detect(Detect):
             elif isinstance(conv.act, NmODE2Activation | NmODE2Beside):  # layers taken from a head with other options
                 conv.act = _stock_act(level)
         if self.inject in _BLOCKS and branch in self.branches:
-            before = {index: level[-1] for index, level in enumerate(levels) if self._ends_in_ode(branch, index)}
-            widths = [before[index].in_channels if index in before else None for index in range(len(levels))]
+            widths = [lv[-1].in_channels if self._ends_in_ode(branch, n) else None for n, lv in enumerate(levels)]
             if widths != [_width(block) for block in getattr(self, extra, None) or ()]:
-                blocks = (self._block(before[n]) if n in before else nn.Identity() for n in range(len(levels)))
+                pairs = zip(levels, widths, strict=True)
+                blocks = (nn.Identity() if width is None else self._block(lv[-1]) for lv, width in pairs)
                 setattr(self, extra, nn.ModuleList(blocks))
 
     def _activation(self) -> NmODE2Activation:

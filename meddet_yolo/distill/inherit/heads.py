@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from meddet_yolo.distill.inherit.spaces import Axis
 from meddet_yolo.distill.inherit.walk import Walk, kind_of
 
@@ -23,9 +21,8 @@ def detect(walk: Walk, s: Any, t: Any, reads: list[Axis]) -> None:
             blocks_s, blocks_t = getattr(s, prefix + extra, None), getattr(t, source + extra, None)
             for k, read in enumerate(reads):
                 read = walk.sequence(levels_s[k][:-1], levels_t[k][:-1], read)
-                pair = (blocks_s[k], blocks_t[k]) if blocks_s is not None and blocks_t is not None else ()
-                if pair and kind_of(pair[0]) == kind_of(pair[1]) and not isinstance(pair[0], nn.Identity):
-                    read = walk.block(*pair, read)
+                if blocks_s is not None and blocks_t is not None and kind_of(blocks_s[k]) == kind_of(blocks_t[k]):
+                    read = walk.block(blocks_s[k], blocks_t[k], read)
                 walk.predict(levels_s[k][-1], levels_t[k][-1], read)
     if s.reg_max == t.reg_max and s.dfl.state_dict():
         walk.copy(s.dfl.conv, t.dfl.conv)
