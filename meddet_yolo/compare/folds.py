@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ import yaml
 from meddet_yolo.data.convert.csv import find_columns, table_rows
 from meddet_yolo.data.convert.patients import find_patients
 from meddet_yolo.data.convert.records import Collection, Item, pseudonym
-from meddet_yolo.data.convert.yolo import PATIENTS_FILE, data_root, patients_by_file, read_yolo
-from meddet_yolo.data.splits import check_leakage, split_patients
+from meddet_yolo.data.convert.yolo import PATIENTS_FILE, load_yaml, patients_by_file, read_yolo
+from meddet_yolo.data.splits import check_leakage, contents_of_patients, split_patients
+from meddet_yolo.data.unlabelled import find_source
 from meddet_yolo.imaging.volumes import is_volume
 
 __all__ = [
@@ -165,23 +165,15 @@ def assign_folds(items: Sequence[Item], folds: int, seed: int = 0) -> list[int]:
         >>> fold.count(0), fold[0] == fold[1]
         (4, True)
     """
-    table = _content_of_patients(items)
+    table = _contents(items)
     if folds > len(table):
         raise ValueError(f"folds={folds}, but there are only {len(table)} patients: at most one fold a patient")
     part = split_patients(table, {str(fold): 1 / folds for fold in range(folds)}, seed=seed)
     return [int(part[str(item.patient)]) for item in items]
 
 
-def _content_of_patients(items: Sequence[Item]) -> dict[str, list[float]]:
-    """Return for each patient the numbers of images, of empty ones, and of boxes of each class."""
-    counts: dict[str, Counter[Any]] = {}
-    for item in items:
-        count = counts.setdefault(str(item.patient), Counter())
-        count["images"] += 1
-        count["empty"] += not item.boxes
-        count.update(("class", box.name) for box in item.boxes)
-    keys = sorted({key for count in counts.values() for key in count}, key=str)
-    return {patient: [count[key] for key in keys] for patient, count in counts.items()}
+def _contents(items: Sequence[Item]) -> dict[str, list[float]]:
+    return contents_of_patients((str(item.patient), [("class", box.name) for box in item.boxes]) for item in items)
 
 
 def make_folds(items: Sequence[Item], folds: int, seed: int = 0, labelled: float = 1.0) -> list[Fold]:
@@ -218,7 +210,7 @@ def _fold(index: int, items: Sequence[Item], held_out: Sequence[bool], labelled:
     aside: set[str] = set()
     if labelled < 1:
         shares = {"labelled": labelled, "unlabelled": 1 - labelled}
-        part = split_patients(_content_of_patients(train), shares, seed=seed)
+        part = split_patients(_contents(train), shares, seed=seed)
         aside = {patient for patient, name in part.items() if name == "unlabelled"}
     kept = [item for item in train if str(item.patient) not in aside]
     rest = [item for item in train if str(item.patient) in aside]
@@ -233,14 +225,10 @@ def own_unlabelled(data: Path) -> list[str]:
     """Return the folders and lists of images without labels that a data set's YAML names under `unlabelled`.
 
     Raises:
+        FileNotFoundError: If one of them is not there.
         ValueError: If that is neither a path nor a list of paths.
     """
-    content = yaml.safe_load(data.read_text(encoding="utf-8-sig"))
-    given = content.get("unlabelled") or []
-    places = [given] if isinstance(given, str) else given
-    if not isinstance(places, list) or not all(isinstance(place, str) for place in places):
-        raise ValueError(f"{data}: unlabelled must be a folder or a list of images, or several, got {given!r}")
-    return [str((data_root(content, data) / place).resolve()) for place in places]
+    return list(find_source(data).places) if load_yaml(data).get("unlabelled") else []
 
 
 def write_folds(folder: Path, data: Path, items: Sequence[Item], folds: Sequence[Fold]) -> dict[int, Path]:

@@ -9,12 +9,12 @@ scikit-learn's.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["SPLITS", "LeakageError", "check_leakage", "split_patients"]
+__all__ = ["SPLITS", "LeakageError", "check_leakage", "contents_of_patients", "split_patients"]
 
 SPLITS = ("train", "val", "test")
 _MAX_SWAPS = 200
@@ -74,6 +74,25 @@ def natural(text: str) -> tuple[tuple[int, int, str], ...]:
 
 def _order(part: str) -> int:
     return SPLITS.index(part) if part in SPLITS else len(SPLITS)
+
+
+def contents_of_patients(images: Iterable[tuple[str, Sequence[Hashable]]]) -> dict[str, list[float]]:
+    """Count what a split is to balance: of each patient the images, the empty ones, and the boxes of each class.
+
+    Args:
+        images: For each image its patient, and the class of each of its boxes.
+
+    Examples:
+        >>> contents_of_patients([("p1", [0, 0]), ("p1", []), ("p2", [1])])
+        {'p1': [2, 0, 1, 2], 'p2': [0, 1, 0, 1]}
+    """
+    counts: dict[str, Counter[Hashable]] = defaultdict(Counter)
+    for patient, classes in images:
+        counts[patient]["images"] += 1
+        counts[patient]["empty"] += not classes
+        counts[patient].update(classes)
+    keys = sorted({key for count in counts.values() for key in count}, key=str)
+    return {patient: [count[key] for key in keys] for patient, count in counts.items()}
 
 
 def split_patients(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from meddet_yolo.data.convert.records import Collection, pseudonym
 from meddet_yolo.data.convert.write import Planned
-from meddet_yolo.data.splits import SPLITS, LeakageError, check_leakage, natural, split_patients
+from meddet_yolo.data.splits import SPLITS, LeakageError, check_leakage, contents_of_patients, natural, split_patients
 from meddet_yolo.imaging.dicom_header import is_dicom, load
 
 __all__ = ["assign_parts", "dicom_patient", "find_patients", "set_labels_aside"]
@@ -179,14 +177,7 @@ def _assign(planned: Sequence[Planned], wanted: Mapping[str, float], others: str
         The part of each patient.
     """
     together = _who_belongs_together(planned)
-    counts: dict[str, Counter[Any]] = {}
-    for p in planned:
-        count = counts.setdefault(together[str(p.item.patient)], Counter())
-        count["images"] += 1
-        count["empty"] += not p.rows
-        count.update(row[0] for row in p.rows)
-    keys = sorted({key for count in counts.values() for key in count}, key=str)
-    table = {patient: [count[key] for key in keys] for patient, count in counts.items()}
+    table = contents_of_patients((together[str(p.item.patient)], [row[0] for row in p.rows]) for p in planned)
     shares = {part: value / len(table) if value >= 1 else value for part, value in wanted.items()}
     rest = 1 - sum(shares.values())
     if rest <= 0:
